@@ -1,0 +1,28 @@
+//! `mirror` keeps copies of a directory tree on other hosts identical within milliseconds.
+//!
+//! # Architecture
+//!
+//! Data goes one way; only acknowledgements and requests come back.
+//!
+//! ```text
+//! watch ─▶ journal ─▶ sender ─▶ message ─▶ frame ─▶ socket          (source)
+//! socket ─▶ frame ─▶ message ─▶ receiver ─▶ apply ─▶ checkpoint     (sink)
+//! ```
+//!
+//! | module | what lives there |
+//! |---|---|
+//! | [`model`] | positions, paths, entries, records, limits: plain data |
+//! | [`wire`] | messages, frames and URLs: bytes to messages and back |
+//! | [`tree`] | file access relative to descriptors: reading states, applying them |
+//! | [`watch`] | inotify: which directories are watched, what became dirty |
+//! | [`journal`] | the records on disk: segments, recovery, cursors |
+//! | [`session`] | sender and receiver: pure state machines of the protocol |
+//! | [`role`] | source and sink: sessions put together with trees and journals |
+//! | [`event_loop`] | the only place that knows sockets, timers and signals |
+//! | [`cli`] | the command line |
+//!
+//! The journal says *what changed*; what is sent is the *state at that path when its turn
+//! comes*. Renames overtake states: how they are kept in step is told in [`session`].
+
+pub mod model;
+pub mod wire;

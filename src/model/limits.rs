@@ -1,0 +1,84 @@
+//! Every limit of the program, with its unit and its reason, in one place.
+
+/// Largest frame, header included, in bytes. Bounds what a peer can make us buffer.
+pub const FRAME_BYTES_MAX: usize = 1 << 20;
+
+/// Size, in bytes, at which a frame of many small files is sent without waiting for more of them.
+///
+/// Large enough that system calls and checksums cost nothing beside creating the files, small
+/// enough that the receiver works while the sender reads on.
+pub const FRAME_BYTES_TARGET: usize = 256 << 10;
+
+/// Largest file, in bytes, whose content travels inside its state; a larger one is staged.
+pub const INLINE_BYTES_MAX: usize = 128 << 10;
+
+/// Most bytes of a staged file in one message, so that small changes are never far behind.
+pub const CHUNK_BYTES_MAX: usize = 256 << 10;
+
+/// Most bytes sent and not yet acknowledged as handled, for one downstream.
+pub const WINDOW_BYTES_MAX: u64 = 8 << 20;
+
+/// The part of the window, in bytes, that chunks of big files may fill.
+pub const WINDOW_CHUNK_BYTES_MAX: u64 = 2 << 20;
+
+/// Bytes handled after which a receiver acknowledges at once instead of by its timer.
+pub const ACK_BYTES_MAX: u64 = 512 << 10;
+
+/// Longest time, in milliseconds, for which a receiver keeps an acknowledgement back.
+pub const ACK_MS_MAX: u64 = 20;
+
+/// Most files staged at the same time for one downstream.
+pub const TRANSFERS_MAX: usize = 4;
+
+/// Times a big file that changes while it is read is begun anew before it is sent as read.
+pub const TRANSFER_ATTEMPTS_MAX: u32 = 3;
+
+/// Longest name of an entry, in bytes (`NAME_MAX`).
+pub const NAME_BYTES_MAX: usize = 255;
+
+/// Longest path from the root of a tree, in bytes. Not `PATH_MAX`, which bounds only one call.
+pub const PATH_BYTES_MAX: usize = 64 << 10;
+
+/// Longest part of a path that is handed to one system call, in bytes, below `PATH_MAX`.
+pub const PATH_CALL_BYTES_MAX: usize = 4000;
+
+/// Most bytes of names in one listing message; a larger directory is listed in several.
+pub const NAMES_BYTES_MAX: usize = 128 << 10;
+
+/// Most renames that a cursor may have ahead of it before it has fallen off the journal.
+pub const RENAMES_MAX: usize = 65_536;
+
+/// Most paths that a sender remembers as sent, to leave out records that are covered already.
+pub const SENT_PATHS_MAX: usize = 65_536;
+
+/// Most journal records that a sender takes up at once.
+pub const RECORDS_READ_MAX: usize = 1024;
+
+/// Most paths that a sink asks for one by one before it asks for the whole tree.
+pub const NEEDS_MAX: usize = 1024;
+
+/// Largest extended attribute value, in bytes (`XATTR_SIZE_MAX`).
+pub const XATTR_BYTES_MAX: usize = 64 << 10;
+
+/// Time between two heartbeats, in milliseconds.
+pub const HEARTBEAT_MS: u64 = 2_000;
+
+/// Time after which a silent peer is gone, in milliseconds.
+pub const SILENCE_MS_MAX: u64 = 10_000;
+
+/// Longest time for a connection's first message, in milliseconds.
+pub const HANDSHAKE_MS_MAX: u64 = 5_000;
+
+/// First and longest pause before connecting again, in milliseconds.
+pub const BACKOFF_MS_MIN: u64 = 100;
+/// See [`BACKOFF_MS_MIN`].
+pub const BACKOFF_MS_MAX: u64 = 5_000;
+
+const _: () = assert!(CHUNK_BYTES_MAX + PATH_BYTES_MAX + 4096 <= FRAME_BYTES_MAX);
+const _: () =
+    assert!(FRAME_BYTES_TARGET + INLINE_BYTES_MAX + 4 * PATH_BYTES_MAX <= FRAME_BYTES_MAX);
+const _: () = assert!(NAMES_BYTES_MAX + PATH_BYTES_MAX + 4096 <= FRAME_BYTES_MAX);
+const _: () = assert!(FRAME_BYTES_MAX as u64 <= WINDOW_CHUNK_BYTES_MAX);
+const _: () = assert!(WINDOW_CHUNK_BYTES_MAX <= WINDOW_BYTES_MAX);
+const _: () = assert!(ACK_BYTES_MAX < WINDOW_CHUNK_BYTES_MAX);
+const _: () = assert!(HEARTBEAT_MS * 2 < SILENCE_MS_MAX);

@@ -1,0 +1,16 @@
+//! Plain data that every layer speaks of: paths, entries, positions, records, limits.
+//!
+//! Nothing here touches a file, a socket or a clock.
+
+pub mod entry;
+pub mod limits;
+pub mod path;
+pub mod position;
+pub mod record;
+pub mod renames;
+
+pub use entry::{Entry, Kind, Metadata, Timestamp, Xattr};
+pub use path::{Name, PathError, TreePath};
+pub use position::{Epoch, EpochId, NodeId, Position, Sequence, TreeId, Watermarks};
+pub use record::{Change, Record, What};
+pub use renames::RenameIndex;

@@ -1,0 +1,97 @@
+//! Positions: where in the history of a tree somebody is.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+macro_rules! random_id {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+        pub struct $name(pub u128);
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "{:032x}", self.0)
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, concat!(stringify!($name), "({})"), self)
+            }
+        }
+    };
+}
+
+random_id! {
+    /// Identifies a tree for ever: random, made at its first source.
+    TreeId
+}
+random_id! {
+    /// Identifies one node (a source, relay or sink with its state), so that cycles are seen.
+    NodeId
+}
+
+/// Number of a record within its epoch. The first record has 1; 0 is "before everything".
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default, Serialize, Deserialize,
+)]
+pub struct Sequence(pub u64);
+
+impl Sequence {
+    /// Returns the sequence after this one.
+    pub fn next(self) -> Sequence {
+        Sequence(self.0 + 1)
+    }
+}
+
+impl fmt::Display for Sequence {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// Names an epoch: an unbroken run of watching. Ordered by `counter`; `random` tells apart two
+/// epochs that were begun independently.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct EpochId {
+    /// One more than the parent epoch's.
+    pub counter: u64,
+    /// Random, made when the epoch began.
+    pub random: u64,
+}
+
+/// An epoch and where it forked from its parent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Epoch {
+    /// The epoch itself.
+    pub id: EpochId,
+    /// The epoch before and the last sequence that both share, if continuity is claimed.
+    pub parent: Option<(EpochId, Sequence)>,
+}
+
+/// Where in the history of a tree a record stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Position {
+    /// Which tree.
+    pub tree: TreeId,
+    /// Which run of watching.
+    pub epoch: EpochId,
+    /// Which record.
+    pub sequence: Sequence,
+}
+
+/// How far a replica has come within an epoch.
+///
+/// Invariant: `applied <= moved`. States may be applied twice, renames never: a rename at or
+/// below `moved` is not sent again, a state above `applied` is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Watermarks {
+    /// The epoch that both sequences belong to.
+    pub epoch: EpochId,
+    /// Every rename through this sequence is applied.
+    pub moved: Sequence,
+    /// Every record through this sequence is applied.
+    pub applied: Sequence,
+}

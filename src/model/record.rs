@@ -1,0 +1,96 @@
+//! Records: what the journal holds.
+
+use std::ops::{BitOr, BitOrAssign};
+
+use serde::{Deserialize, Serialize};
+
+use super::{Sequence, TreePath};
+
+/// A change with its place in the journal.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// Its number within the epoch; the journal's records have rising numbers.
+    pub sequence: Sequence,
+    /// What happened.
+    pub change: Change,
+}
+
+/// What happened to an entry. Append-only: the encoding holds the variant's number.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Change {
+    /// The entry at `path` is not what it was; its state is read when the record is sent.
+    Dirty {
+        /// Where, in the tree as of this record.
+        path: TreePath,
+        /// What about it.
+        what: What,
+    },
+    /// The entry at `from` is now at `to`; what was at `to` is gone.
+    Rename {
+        /// Old path, in the tree just before this record.
+        from: TreePath,
+        /// New path.
+        to: TreePath,
+    },
+    /// The entries at `a` and `b` changed places.
+    Exchange {
+        /// One of the two.
+        a: TreePath,
+        /// The other.
+        b: TreePath,
+    },
+    /// In a relay's journal: everything of the upstream's through this sequence is above.
+    Through {
+        /// The upstream's sequence.
+        sequence: Sequence,
+    },
+}
+
+impl Change {
+    /// Returns the two ends if this moves entries.
+    pub fn ends(&self) -> Option<(&TreePath, &TreePath)> {
+        match self {
+            Change::Rename { from, to } => Some((from, to)),
+            Change::Exchange { a, b } => Some((a, b)),
+            Change::Dirty { .. } | Change::Through { .. } => None,
+        }
+    }
+
+    /// Returns where an entry at `path` is after this change, `None` if it stays.
+    pub fn translate(&self, path: &TreePath) -> Option<TreePath> {
+        match self {
+            Change::Rename { from, to } => path.rebase(from, to),
+            Change::Exchange { a, b } => path.rebase(a, b).or_else(|| path.rebase(b, a)),
+            Change::Dirty { .. } | Change::Through { .. } => None,
+        }
+    }
+}
+
+/// Which parts of an entry a [`Change::Dirty`] speaks of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct What(u8);
+
+impl What {
+    /// Owner, mode, times, extended attributes. Every change of an entry covers these.
+    pub const ATTRIBUTES: What = What(1);
+    /// A file's content, a directory's names, and whether the entry is there at all.
+    pub const CONTENT: What = What(2 | 1);
+
+    /// Returns whether this includes all of `other`.
+    pub fn covers(self, other: What) -> bool {
+        self.0 & other.0 == other.0
+    }
+}
+
+impl BitOr for What {
+    type Output = What;
+    fn bitor(self, other: What) -> What {
+        What(self.0 | other.0)
+    }
+}
+
+impl BitOrAssign for What {
+    fn bitor_assign(&mut self, other: What) {
+        self.0 |= other.0;
+    }
+}

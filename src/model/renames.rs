@@ -1,0 +1,191 @@
+//! The rename index: every rename that a cursor may still have ahead of it, in memory.
+//!
+//! A state is addressed by the path that its entry has *now*, so a path from an old record is
+//! translated through all later renames (DESIGN 7). The index is shared by all sessions and
+//! holds at most [`RENAMES_MAX`] renames; a cursor older than its oldest one has fallen off.
+
+use std::collections::{HashMap, VecDeque};
+
+use super::limits::RENAMES_MAX;
+use super::{Change, Sequence, TreePath};
+
+/// Renames and exchanges in the order of their sequences, searchable by ancestor.
+#[derive(Debug, Default)]
+pub struct RenameIndex {
+    /// Rising sequences.
+    renames: VecDeque<(Sequence, Change)>,
+    /// Renames before this many were dropped; `by_end` counts from the very first.
+    dropped: u64,
+    /// For each path that a rename takes entries away from: the rising numbers of those renames.
+    by_end: HashMap<TreePath, VecDeque<u64>>,
+    /// The last sequence whose rename was dropped: a cursor below it cannot be served.
+    floor: Sequence,
+}
+
+impl RenameIndex {
+    /// Returns an empty index for a journal that begins after `floor`.
+    pub fn new(floor: Sequence) -> Self {
+        RenameIndex { floor, ..RenameIndex::default() }
+    }
+
+    /// Adds `change` if it moves entries.
+    pub fn push(&mut self, sequence: Sequence, change: &Change) {
+        if change.ends().is_none() {
+            return;
+        }
+        assert!(self.renames.back().is_none_or(|(last, _)| *last < sequence));
+        let number = self.dropped + self.renames.len() as u64;
+        for end in moved_ends(change) {
+            self.by_end.entry(end.clone()).or_default().push_back(number);
+        }
+        self.renames.push_back((sequence, change.clone()));
+        if self.renames.len() > RENAMES_MAX {
+            self.pop();
+        }
+    }
+
+    /// Forgets renames at or below `sequence`, which left the journal.
+    pub fn drop_through(&mut self, sequence: Sequence) {
+        while self.renames.front().is_some_and(|(first, _)| *first <= sequence) {
+            self.pop();
+        }
+        self.floor = self.floor.max(sequence);
+    }
+
+    /// Returns the sequence below which renames are missing: a cursor must stand at or above it.
+    pub fn floor(&self) -> Sequence {
+        self.floor
+    }
+
+    /// Returns the renames above `sequence`, in order.
+    pub fn after(&self, sequence: Sequence) -> impl Iterator<Item = (Sequence, &Change)> {
+        let start = self.renames.partition_point(|(at, _)| *at <= sequence);
+        self.renames.range(start..).map(|(at, change)| (*at, change))
+    }
+
+    /// Returns where the entry that was at `path` as of `sequence` is now.
+    pub fn translate(&self, path: &TreePath, sequence: Sequence) -> TreePath {
+        let mut path = path.clone();
+        let mut next =
+            self.dropped + self.renames.partition_point(|(at, _)| *at <= sequence) as u64;
+        while next < self.dropped + self.renames.len() as u64 {
+            let Some(number) = self.first_moving(&path, next) else { break };
+            let (_, change) = &self.renames[(number - self.dropped) as usize];
+            if let Some(moved) = change.translate(&path) {
+                path = moved;
+            }
+            next = number + 1;
+        }
+        path
+    }
+
+    /// Returns whether a rename above `sequence` has an end at, above or under `path`.
+    pub fn touches(&self, path: &TreePath, sequence: Sequence) -> bool {
+        self.after(sequence).any(|(_, change)| {
+            change.ends().is_some_and(|(from, to)| path.is_related(from) || path.is_related(to))
+        })
+    }
+
+    /// Returns the number of the first rename from `next` on that moves `path`.
+    fn first_moving(&self, path: &TreePath, next: u64) -> Option<u64> {
+        if self.by_end.is_empty() {
+            return None;
+        }
+        path.self_and_ancestors()
+            .filter_map(|ancestor| {
+                let key = TreePath::new(ancestor).ok()?;
+                let numbers = self.by_end.get(&key)?;
+                numbers.get(numbers.partition_point(|number| *number < next)).copied()
+            })
+            .min()
+    }
+
+    fn pop(&mut self) {
+        let Some((sequence, change)) = self.renames.pop_front() else { return };
+        for end in moved_ends(&change) {
+            if let Some(numbers) = self.by_end.get_mut(end) {
+                numbers.pop_front();
+                if numbers.is_empty() {
+                    self.by_end.remove(end);
+                }
+            }
+        }
+        self.dropped += 1;
+        self.floor = sequence;
+    }
+}
+
+/// Returns the paths that `change` takes entries away from.
+fn moved_ends(change: &Change) -> impl Iterator<Item = &TreePath> {
+    let (first, second) = match change {
+        Change::Rename { from, .. } => (Some(from), None),
+        Change::Exchange { a, b } => (Some(a), Some(b)),
+        Change::Dirty { .. } | Change::Through { .. } => (None, None),
+    };
+    first.into_iter().chain(second)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn path(text: &str) -> TreePath {
+        TreePath::new(text).unwrap()
+    }
+
+    fn rename(from: &str, to: &str) -> Change {
+        Change::Rename { from: path(from), to: path(to) }
+    }
+
+    #[test]
+    fn translates_through_later_renames_only() {
+        let mut index = RenameIndex::new(Sequence(0));
+        index.push(Sequence(3), &rename("a", "b"));
+        index.push(Sequence(5), &rename("b/x", "y"));
+        index.push(Sequence(7), &Change::Exchange { a: path("y"), b: path("z") });
+        assert_eq!(index.translate(&path("a/x/f"), Sequence(1)), path("z/f"));
+        assert_eq!(index.translate(&path("a/x/f"), Sequence(3)), path("a/x/f"));
+        assert_eq!(index.translate(&path("b/x"), Sequence(4)), path("z"));
+        assert_eq!(index.translate(&path("z"), Sequence(6)), path("y"));
+        assert!(index.touches(&path("b"), Sequence(3)));
+        assert!(!index.touches(&path("q"), Sequence(0)));
+    }
+
+    #[test]
+    fn agrees_with_plain_replay_and_stays_bounded() {
+        let names = ["a", "b", "a/c", "b/c", "a/c/d", "e"];
+        for seed in 0..200 {
+            let mut random = fastrand::Rng::with_seed(seed);
+            let mut index = RenameIndex::new(Sequence(0));
+            let mut log = Vec::new();
+            for number in 1..40 {
+                let (one, two) = (random.choice(names).unwrap(), random.choice(names).unwrap());
+                if path(one).is_related(&path(two)) {
+                    continue;
+                }
+                let change = if random.bool() {
+                    rename(one, two)
+                } else {
+                    Change::Exchange { a: path(one), b: path(two) }
+                };
+                index.push(Sequence(number), &change);
+                log.push((Sequence(number), change));
+            }
+            for from in 0..40 {
+                for name in names {
+                    let plain = log
+                        .iter()
+                        .filter(|(at, _)| *at > Sequence(from))
+                        .fold(path(name), |at, (_, change)| change.translate(&at).unwrap_or(at));
+                    assert_eq!(index.translate(&path(name), Sequence(from)), plain, "seed {seed}");
+                }
+            }
+        }
+        let mut index = RenameIndex::new(Sequence(0));
+        for number in 1..=RENAMES_MAX as u64 + 10 {
+            index.push(Sequence(number), &rename("a", "b"));
+        }
+        assert_eq!(index.floor(), Sequence(10));
+        assert_eq!(index.after(Sequence(0)).count(), RENAMES_MAX);
+    }
+}

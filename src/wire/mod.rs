@@ -1,0 +1,10 @@
+//! Turns bytes into messages and back; names no socket, no file and no clock.
+
+pub mod frame;
+pub mod message;
+pub mod url;
+
+pub use frame::{Frame, FrameDecoder, FrameError, FrameKind, ItemsFrame, encode_message};
+pub use message::{
+    Content, DownstreamHello, Item, Message, Plan, Refusal, StageId, UpstreamHello, Versions,
+};
