@@ -25,4 +25,6 @@
 //! comes*. Renames overtake states: how they are kept in step is told in [`session`].
 
 pub mod model;
+pub mod role;
+pub mod tree;
 pub mod wire;

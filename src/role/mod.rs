@@ -1,0 +1,83 @@
+//! Sources and sinks: sessions put together with trees and journals.
+//!
+//! A role is driven by the event loop and names no socket itself: frames come in and go out as
+//! bytes, each belonging to a [`LinkId`].
+
+use std::os::fd::BorrowedFd;
+use std::time::Instant;
+
+use crate::wire::{Frame, Refusal};
+
+/// Names one connection of a role; never used again for another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct LinkId(pub u64);
+
+/// What the event loop drives.
+///
+/// Order of calls: [`handle_connected`](Role::handle_connected), then any number of
+/// [`handle_frame`](Role::handle_frame), [`handle_drained`](Role::handle_drained) and
+/// [`poll_transmit`](Role::poll_transmit), then one [`handle_closed`](Role::handle_closed).
+/// After every call into a role the loop polls `poll_transmit` for each of its links that has
+/// room, and looks at [`poll_timeout`](Role::poll_timeout) anew.
+pub trait Role {
+    /// Returns descriptors other than connections on which the role waits to read. The set
+    /// does not change while the role lives.
+    fn descriptors(&self) -> Vec<BorrowedFd<'_>>;
+
+    /// Handles one or more of [`Role::descriptors`] becoming readable.
+    fn handle_readable(&mut self, now: Instant) -> Result<(), RoleError>;
+
+    /// Returns whether the role wants a connection to its upstream at `now` and has none.
+    fn wants_upstream(&self, now: Instant) -> bool;
+
+    /// Handles a connection that was made or accepted.
+    fn handle_connected(&mut self, link: LinkId, now: Instant);
+
+    /// Handles one frame; `bytes` is its length, header included.
+    fn handle_frame(
+        &mut self,
+        link: LinkId,
+        frame: Frame<'_>,
+        bytes: usize,
+        now: Instant,
+    ) -> Result<(), LinkError>;
+
+    /// Handles that nothing more is there to read from `link` at the moment.
+    fn handle_drained(&mut self, link: LinkId, now: Instant) -> Result<(), LinkError>;
+
+    /// Returns the next frame to send on `link`, `None` until something happens. Each call does
+    /// a bounded amount of work.
+    fn poll_transmit(&mut self, link: LinkId, now: Instant) -> Result<Option<Vec<u8>>, LinkError>;
+
+    /// Handles the end of a connection, or that the upstream could not be reached; `link` is
+    /// `None` then. `reason` is one line for the log.
+    fn handle_closed(&mut self, link: Option<LinkId>, reason: &str, now: Instant);
+
+    /// Returns when to call [`handle_timeout`](Role::handle_timeout) next.
+    fn poll_timeout(&self) -> Option<Instant>;
+
+    /// Handles the passing of time. Called whenever [`poll_timeout`](Role::poll_timeout) is due.
+    fn handle_timeout(&mut self, now: Instant) -> Result<(), RoleError>;
+
+    /// Leaves a clean state behind: what is applied becomes durable. Called once, last.
+    fn shut_down(&mut self) -> Result<(), RoleError>;
+}
+
+/// What a call for one connection failed with.
+#[derive(Debug, thiserror::Error)]
+pub enum LinkError {
+    /// Send this as the last message and close the connection.
+    #[error("{0}")]
+    Refuse(Refusal),
+    /// The peer said this and is gone.
+    #[error("the peer closed the connection: {0}")]
+    Refused(Refusal),
+    /// The role cannot go on.
+    #[error(transparent)]
+    Role(#[from] RoleError),
+}
+
+/// Why a role cannot go on: one line of what, where, why, and what to do.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct RoleError(pub String);

@@ -1,0 +1,8 @@
+//! File access relative to directory descriptors: reading states and applying them.
+//!
+//! No call here follows a symbolic link or leaves the root: every path is resolved by
+//! [`Root`] with `openat2` and `RESOLVE_BENEATH`, every last name with no-follow flags.
+
+pub mod root;
+
+pub use root::{Identity, Root};
