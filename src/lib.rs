@@ -26,5 +26,6 @@
 
 pub mod model;
 pub mod role;
+pub mod session;
 pub mod tree;
 pub mod wire;
