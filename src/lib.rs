@@ -28,4 +28,5 @@ pub mod model;
 pub mod role;
 pub mod session;
 pub mod tree;
+pub mod watch;
 pub mod wire;

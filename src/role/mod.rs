@@ -3,6 +3,10 @@
 //! A role is driven by the event loop and names no socket itself: frames come in and go out as
 //! bytes, each belonging to a [`LinkId`].
 
+pub mod feed;
+
+pub use feed::{Confirmation, Feed, FeedEvent};
+
 use std::os::fd::BorrowedFd;
 use std::time::Instant;
 
