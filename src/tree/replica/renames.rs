@@ -15,7 +15,7 @@ use crate::model::{Sequence, TreePath};
 use crate::tree::root::Identity;
 
 /// One end of a rename: its directory, if there is one, and what is there.
-struct End {
+pub(super) struct End {
     parent: Option<Arc<Parent>>,
     stat: Option<rustix::fs::Statx>,
 }
@@ -86,7 +86,7 @@ impl Replica {
     }
 
     /// Looks at both ends and writes the marker.
-    fn announce(
+    pub(super) fn announce(
         &mut self,
         sequence: Sequence,
         exchange: bool,
