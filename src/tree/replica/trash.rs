@@ -37,10 +37,10 @@ impl Replica {
             if left == 0 {
                 break;
             }
-            left -= 1;
             let removed = if is_directory {
                 self.empty_directory(&name, &mut left)
             } else {
+                left -= 1;
                 unlink(&self.trash, &name).map_err(io::Error::from)
             };
             match removed {
@@ -55,11 +55,15 @@ impl Replica {
     }
 
     /// Removes what is in the directory `name` of the trash, as far as `left` entries go, and
-    /// then itself if it is empty.
+    /// then itself if it is empty. At least one entry of the budget must be `left`, so that
+    /// something goes in every turn.
     fn empty_directory(&self, name: &[u8], left: &mut usize) -> io::Result<()> {
         match rustix::fs::unlinkat(&self.trash, name, AtFlags::REMOVEDIR) {
             Err(Errno::NOTEMPTY | Errno::EXIST) => {}
-            result => return Ok(result?),
+            result => {
+                *left -= 1;
+                return Ok(result?);
+            }
         }
         let directory = open_to_empty(self.trash.as_fd(), name)?;
         if open_up_needed(&directory) {

@@ -178,3 +178,42 @@ fn errors_of_the_whole_replica_are_told_from_those_of_an_entry() {
         "cannot create f: Operation not permitted (os error 1)"
     );
 }
+
+/// To be run as another user than root, whom no mode keeps out.
+#[test]
+fn directories_of_our_own_are_opened_up_and_closed_again() {
+    if is_root() {
+        return;
+    }
+    let closed = |mode| {
+        let mut entry = directory(10);
+        entry.metadata.mode = mode;
+        entry
+    };
+    let mut fixture = Fixture::new();
+    fixture.done(state("a", closed(0o555)), b"");
+    fixture.done(state("a/b", closed(0)), b"");
+    fixture.file("a/b/f", b"x");
+    fixture.flush();
+    assert_eq!((fixture.stat("a").mode() & 0o777, fixture.mtime("a")), (0o555, 10));
+    fixture.file("a/b/f", b"y");
+    fixture.file("a/b/g", b"y");
+    fixture.flush();
+    fixture.done(rename(1, "a/b", "b"), b"");
+    fixture.flush();
+    assert_eq!((fixture.stat("b").mode() & 0o777, fixture.mtime("b")), (0, 10));
+    assert_eq!((fixture.stat("a").mode() & 0o777, fixture.mtime("a")), (0o555, 10));
+    fixture.done(absent("b/g"), b"");
+    fixture.done(absent("b"), b"");
+    fixture.done(absent("a"), b"");
+    while fixture.replica.empty_trash(3) {}
+    assert_eq!(names(fixture.directory.path()), [".mirror"]);
+    assert!(names(&fixture.path(".mirror/trash")).is_empty());
+    // An owner that we cannot give is passed over, and setuid with it.
+    let mut entry = regular(1);
+    entry.metadata.uid = 0;
+    entry.metadata.mode = 0o6755;
+    fixture.done(inline("f", entry, b"x"), b"x");
+    assert_eq!(fixture.stat("f").mode() & 0o7777, 0o2755);
+    assert_eq!(fixture.replica.refused(), 1);
+}
