@@ -5,7 +5,9 @@
 
 pub mod metadata;
 pub mod reader;
+pub mod replica;
 pub mod root;
 
 pub use reader::{Holder, Opened, Reader, Seen, StageRead, StageReader};
+pub use replica::{Applied, ApplyError, Replica, ReplicaError};
 pub use root::{Identity, Root};
