@@ -3,10 +3,18 @@
 //! A role is driven by the event loop and names no socket itself: frames come in and go out as
 //! bytes, each belonging to a [`LinkId`].
 
+pub mod options;
+pub mod sink;
+pub mod source;
+
 use std::os::fd::BorrowedFd;
 use std::time::Instant;
 
 use crate::wire::{Frame, Refusal};
+
+pub use options::{SinkOptions, SourceOptions};
+pub use sink::Sink;
+pub use source::Source;
 
 /// Names one connection of a role; never used again for another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
