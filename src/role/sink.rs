@@ -1,0 +1,60 @@
+//! A stand-in until the sink is merged.
+
+use std::os::fd::BorrowedFd;
+use std::time::Instant;
+
+use super::{LinkError, LinkId, Role, RoleError, SinkOptions};
+use crate::wire::Frame;
+
+/// There is none yet.
+#[derive(Debug)]
+pub enum Sink {}
+
+impl Sink {
+    /// Fails.
+    pub fn open(options: SinkOptions) -> Result<Sink, RoleError> {
+        Err(RoleError(format!("{}: the sink is not built yet", options.root.display())))
+    }
+}
+
+impl Role for Sink {
+    fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
+        match *self {}
+    }
+    fn handle_readable(&mut self, _: Instant) -> Result<(), RoleError> {
+        match *self {}
+    }
+    fn wants_upstream(&self, _: Instant) -> bool {
+        match *self {}
+    }
+    fn handle_connected(&mut self, _: LinkId, _: Instant) {
+        match *self {}
+    }
+    fn handle_frame(
+        &mut self,
+        _: LinkId,
+        _: Frame<'_>,
+        _: usize,
+        _: Instant,
+    ) -> Result<(), LinkError> {
+        match *self {}
+    }
+    fn handle_drained(&mut self, _: LinkId, _: Instant) -> Result<(), LinkError> {
+        match *self {}
+    }
+    fn poll_transmit(&mut self, _: LinkId, _: Instant) -> Result<Option<Vec<u8>>, LinkError> {
+        match *self {}
+    }
+    fn handle_closed(&mut self, _: Option<LinkId>, _: &str, _: Instant) {
+        match *self {}
+    }
+    fn poll_timeout(&self) -> Option<Instant> {
+        match *self {}
+    }
+    fn handle_timeout(&mut self, _: Instant) -> Result<(), RoleError> {
+        match *self {}
+    }
+    fn shut_down(&mut self) -> Result<(), RoleError> {
+        match *self {}
+    }
+}
