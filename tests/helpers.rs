@@ -189,3 +189,63 @@ fn operations_are_all_used() {
         println!("{told}");
     }
 }
+
+#[test]
+fn mounts_come_and_go() {
+    if !common::machine::need_root("mounts_come_and_go") {
+        return;
+    }
+    let mount = match common::machine::Mount::ext4(16 << 20, &[]) {
+        Ok(mount) => mount,
+        Err(error) => return common::skip(&format!("no loop mount: {error}")),
+    };
+    fs::write(mount.path.join("f"), "f").unwrap();
+    mount.remount("ro").unwrap();
+    assert!(fs::write(mount.path.join("g"), "g").is_err());
+    mount.remount("rw").unwrap();
+    mount.renew(&[]).unwrap();
+    assert!(!mount.path.join("f").exists());
+    let path = mount.path.clone();
+    drop(mount);
+    assert!(!path.exists());
+}
+
+#[test]
+fn proxy_forwards_and_flips() {
+    use std::io::{Read as _, Write as _};
+    let server = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let proxy = common::proxy::Proxy::start(server.local_addr().unwrap().port());
+    let mut client = std::net::TcpStream::connect(("127.0.0.1", proxy.port())).unwrap();
+    let (mut accepted, _) = server.accept().unwrap();
+    let mut send = |text: &[u8]| {
+        accepted.write_all(text).unwrap();
+        let mut read = vec![0; text.len()];
+        client.read_exact(&mut read).unwrap();
+        read
+    };
+    assert_eq!(send(b"hello"), b"hello");
+    proxy.flip(1, 1);
+    let flipped = send(b"hello");
+    let bits: u32 = flipped.iter().zip(b"hello").map(|(a, b)| (a ^ b).count_ones()).sum();
+    assert_eq!(bits, 1);
+    assert_eq!(send(b"again"), b"again");
+    assert_eq!(proxy.bytes(), (15, 0));
+    proxy.cut();
+    assert!(matches!(client.read(&mut [0]), Ok(0) | Err(_)));
+}
+
+#[test]
+fn processes_are_stopped_and_killed() {
+    let scratch = scratch();
+    let mut command = Command::new("sh");
+    command.args(["-c", "echo started; exec sleep 60"]);
+    let log = scratch.path().join("log");
+    let mut process = common::process::Process::spawn(command, &log).unwrap();
+    assert!(process.wait_log("STARTED", Duration::from_secs(5)));
+    assert!(process.usage().resident_bytes > 0);
+    process.stop();
+    assert!(process.is_running());
+    process.resume();
+    let status = process.terminate(Duration::from_secs(5)).unwrap();
+    assert!(!status.success());
+}

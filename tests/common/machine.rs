@@ -52,22 +52,22 @@ pub fn free_port() -> u16 {
     listener.local_addr().expect("its address").port()
 }
 
-/// A small file system in an image, unmounted with this guard.
+/// A file system in an image, unmounted with this guard.
 pub struct Mount {
     pub path: PathBuf,
     image: PathBuf,
+    _scratch: tempfile::TempDir,
 }
 
 impl Mount {
-    /// Makes and mounts an ext4 of `bytes` in `directory`.
-    pub fn ext4(
-        directory: &Path,
-        name: &str,
-        bytes: u64,
-        mkfs_args: &[&str],
-    ) -> Result<Mount, String> {
-        let mount =
-            Mount { path: directory.join(name), image: directory.join(format!("{name}.image")) };
+    /// Makes and mounts a journaled ext4 of `bytes`.
+    pub fn ext4(bytes: u64, mkfs_args: &[&str]) -> Result<Mount, String> {
+        let scratch = scratch();
+        let mount = Mount {
+            path: scratch.path().join("mount"),
+            image: scratch.path().join("image"),
+            _scratch: scratch,
+        };
         let file = File::create(&mount.image).map_err(|error| error.to_string())?;
         file.set_len(bytes).map_err(|error| error.to_string())?;
         fs::create_dir(&mount.path).map_err(|error| error.to_string())?;
@@ -106,8 +106,9 @@ impl Mount {
 impl Drop for Mount {
     fn drop(&mut self) {
         for _ in 0..20 {
-            if self.unmount().is_ok() {
-                return;
+            match self.unmount() {
+                Err(error) if !error.contains("not mounted") => {}
+                _ => return,
             }
             std::thread::sleep(std::time::Duration::from_millis(100));
         }
