@@ -26,6 +26,7 @@
 
 pub mod cli;
 pub mod event_loop;
+pub mod journal;
 pub mod model;
 pub mod role;
 pub mod session;

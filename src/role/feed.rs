@@ -39,6 +39,9 @@ pub trait Feed {
     /// not the tree's.
     fn confirm(&mut self, path: &[u8], identity: Identity) -> Confirmation;
 
+    /// Makes a record that the entry at `path` must be read again: it could not be read.
+    fn mark(&mut self, path: &TreePath);
+
     /// Returns why nothing may be sent at all, checked anew: the root is not in its place.
     fn hold(&mut self) -> Option<String>;
 }

@@ -158,6 +158,9 @@ impl Receiver {
                 Ok(None)
             }
             Message::Bye(_) => Ok(None),
+            _ if self.plan.is_none() => {
+                Err(Refusal::Protocol("the first message is no hello".into()))
+            }
             _ => Err(Refusal::Protocol("a message of the wrong direction".into())),
         }
     }

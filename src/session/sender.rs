@@ -471,14 +471,23 @@ impl Sender {
     }
 
     /// Ends a batch. `jobs` are those read, in order; since then the watch was drained into
-    /// `renames`. Returns for each whether it may be used; the others come again.
-    pub fn finish_batch(&mut self, jobs: Vec<BatchJob>, renames: &RenameIndex) -> Vec<bool> {
+    /// `renames`, and `settled` says whether that told everything. Returns for each whether it
+    /// may be used; the others come again.
+    pub fn finish_batch(
+        &mut self,
+        jobs: Vec<BatchJob>,
+        settled: bool,
+        renames: &RenameIndex,
+    ) -> Vec<bool> {
         let moved = renames.after(self.moved).next().is_some();
         let lags = self.cursor() < self.batch_head;
         let mut verdict = Vec::with_capacity(jobs.len());
         let mut again = Vec::new();
-        for BatchJob { job, children, links, done } in jobs {
-            let touched = moved && renames.touches(&job.path, self.moved);
+        for BatchJob { job, children, links, done, confirmed } in jobs {
+            // A stage that was opened stays so: its path follows renames until the commit.
+            let opened = !done && !matches!(job.origin, Origin::Commit(_));
+            let touched = !opened
+                && (!settled || !confirmed || moved && renames.touches(&job.path, self.moved));
             verdict.push(!touched);
             if touched {
                 again.push(job);
@@ -503,11 +512,11 @@ impl Sender {
                         walk.push(child);
                     }
                 }
-                Origin::Commit(stage) => self.end_transfer(stage),
-                Origin::Journal(_) => {}
+                Origin::Commit(stage) if done => self.end_transfer(stage),
+                Origin::Commit(_) | Origin::Journal(_) => {}
             }
         }
-        self.put_back_all(again);
+        self.put_back(again);
         if !lags {
             self.sent.clear();
         }
@@ -515,7 +524,7 @@ impl Sender {
         verdict
     }
 
-    fn put_back_all(&mut self, jobs: Vec<Job>) {
+    fn put_back(&mut self, jobs: Vec<Job>) {
         for job in jobs.into_iter().rev() {
             match job.origin {
                 Origin::Journal(record) => self.records.push_front(record),
@@ -527,7 +536,10 @@ impl Sender {
                     }
                 }
                 Origin::Commit(stage) => {
-                    if let Some(transfer) = self.transfer(stage) {
+                    // Not if it is read anew meanwhile.
+                    if let Some(transfer) = self.transfer(stage)
+                        && transfer.phase == TransferPhase::Committing
+                    {
                         transfer.phase = TransferPhase::Complete;
                     }
                 }
@@ -733,6 +745,8 @@ pub struct BatchJob {
     pub links: Vec<TreePath>,
     /// Whether that was all; a staged file is not.
     pub done: bool,
+    /// Whether it was read where the feed knows it to be.
+    pub confirmed: bool,
 }
 
 /// Most bytes in flight at which a comparison goes on.
@@ -744,6 +758,6 @@ const DEFERRED_MAX: usize = 1024;
 impl BatchJob {
     /// Returns a job that is done, with nothing below it.
     pub fn done(job: Job) -> Self {
-        BatchJob { job, children: Vec::new(), links: Vec::new(), done: true }
+        BatchJob { job, children: Vec::new(), links: Vec::new(), done: true, confirmed: true }
     }
 }

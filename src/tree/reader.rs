@@ -83,6 +83,16 @@ pub struct Stamp {
 }
 
 impl Stamp {
+    /// Returns the file's inode.
+    pub fn identity(&self) -> Identity {
+        self.identity
+    }
+
+    /// Returns whether only attributes may have changed between the two.
+    pub fn is_same_content(&self, other: &Stamp) -> bool {
+        (self.identity, self.size, self.mtime) == (other.identity, other.size, other.mtime)
+    }
+
     fn of(stat: &Statx) -> Self {
         Stamp {
             identity: Identity::of(stat),
@@ -148,14 +158,10 @@ impl Reader {
             Some(file) => read_xattrs(file)?,
             None => read_xattrs_at(directory.fd.as_fd(), name)?,
         };
-        let target = match file_type {
-            FileType::Symlink => {
-                rustix::fs::readlinkat(&directory.fd, OsStr::from_bytes(name), Vec::new())?
-                    .into_bytes()
-            }
-            _ => Vec::new(),
-        };
-        let kind = entry_kind(&stat, target)?;
+        let kind = entry_kind(&stat, || {
+            let name = OsStr::from_bytes(name);
+            Ok(rustix::fs::readlinkat(&directory.fd, name, Vec::new())?.into_bytes())
+        })?;
         let has_holes = match (&kind, &file) {
             (Kind::Regular { size }, Some(file)) => has_holes(&stat, *size, file)?,
             _ => false,

@@ -197,7 +197,7 @@ impl Watch {
                         };
                         if event.mask.contains(EventMask::Q_OVERFLOW) {
                             self.overflowed = true;
-                        } else if !self.repeats_last(&event) {
+                        } else if !repeats_last(&self.events, &event) {
                             self.events.push_back(event);
                         }
                     }
@@ -213,13 +213,6 @@ impl Watch {
                 }
             }
         }
-    }
-
-    fn repeats_last(&self, event: &Event) -> bool {
-        event.mask == EventMask::MODIFY
-            && self.events.back().is_some_and(|last| {
-                last.mask == event.mask && last.watch == event.watch && last.name == event.name
-            })
     }
 
     /// Handles everything that is there, within bounds.
@@ -300,7 +293,7 @@ impl Watch {
     }
 
     fn dirty(&mut self, path: TreePath, what: What) {
-        if !self.journals {
+        if !self.journals || path.is_reserved() {
             return;
         }
         match self.batch_index.get(&path) {
@@ -424,6 +417,10 @@ impl Feed for Watch {
         Confirmation::Unknown
     }
 
+    fn mark(&mut self, path: &TreePath) {
+        self.dirty(path.clone(), What::CONTENT);
+    }
+
     fn hold(&mut self) -> Option<String> {
         let reason = match self.root.is_in_place() {
             Ok(true) => {
@@ -448,4 +445,12 @@ impl Feed for Watch {
 pub fn wall_clock() -> Timestamp {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::RealtimeCoarse);
     Timestamp { seconds: now.tv_sec, nanoseconds: now.tv_nsec as u32 }
+}
+
+/// Returns whether `event` says again what the last one said.
+fn repeats_last(events: &VecDeque<Event>, event: &Event) -> bool {
+    event.mask == EventMask::MODIFY
+        && events.back().is_some_and(|last| {
+            last.mask == event.mask && last.watch == event.watch && last.name == event.name
+        })
 }

@@ -98,7 +98,9 @@ impl Watch {
             let Ok(stat) = stat_fd(&fd) else { continue };
             let parent = Identity::of(&stat);
             let listed = list_directory(&fd, &mut buffer, |name, file_type| {
-                if !matches!(file_type, FileType::Directory | FileType::Unknown) {
+                if !matches!(file_type, FileType::Directory | FileType::Unknown)
+                    || path.join(name).is_reserved()
+                {
                     return Ok(());
                 }
                 let Ok(stat) = stat_at(&fd, name) else { return Ok(()) };

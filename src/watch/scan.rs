@@ -62,6 +62,9 @@ impl Watch {
     fn look_at(&mut self, place: Place) {
         // Without a path, the directory is gone from the tree.
         let Some(parent) = self.nodes.path(place.directory) else { return };
+        if parent.join(&place.name).is_reserved() {
+            return;
+        }
         let known = self.nodes.get(place.directory).map(|node| node.identity);
         let directory = match self.root.open_directory(&parent) {
             Ok(directory) => directory,
@@ -193,6 +196,9 @@ impl Watch {
         let mut directories = Vec::new();
         for (name, stat) in entries {
             let place = Place { directory: id, name };
+            if path.join(&place.name).is_reserved() {
+                continue;
+            }
             if is_directory(&stat) {
                 directories.push(Look::At(place));
                 continue;
@@ -336,6 +342,9 @@ impl Watch {
         }
         for (name, stat) in found {
             let place = Place { directory: id, name };
+            if path.join(&place.name).is_reserved() {
+                continue;
+            }
             if is_directory(&stat) {
                 let known = self.nodes.child(id, &place.name).and_then(|node| self.nodes.get(node));
                 if known.is_none_or(|known| known.identity != Identity::of(&stat)) {
