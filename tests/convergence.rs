@@ -23,7 +23,7 @@ use mirror::role::options::SinkOptions;
 use mirror::role::{Confirmation, Feed, FeedEvent, LinkId, Role, Sink, Source};
 use mirror::tree::{Identity, Reader, Root};
 use mirror::watch::{Watch, WatchOptions};
-use mirror::wire::FrameDecoder;
+use mirror::wire::{FrameDecoder, FrameKind};
 
 /// A watch in front of which the world goes on: each drain may find new operations.
 struct RacyFeed {
@@ -201,6 +201,19 @@ impl World {
         let mut moved = false;
         if let Some(bytes) = self.down.pop_front() {
             moved = true;
+            if std::env::var_os("MIRROR_TRACE").is_some() {
+                with_frame(&bytes, |frame, _| {
+                    let log = &mut self.race.borrow_mut().log;
+                    match frame.kind {
+                        FrameKind::Message => log.push(format!("    < {:?}", frame.message())),
+                        FrameKind::Items => {
+                            for item in frame.items() {
+                                log.push(format!("    < {:?}", item.unwrap().0));
+                            }
+                        }
+                    }
+                });
+            }
             let result =
                 with_frame(&bytes, |frame, length| sink.handle_frame(link, frame, length, now));
             if let Err(error) = result {
@@ -222,6 +235,10 @@ impl World {
     fn answer(&mut self) -> bool {
         let Some(link) = self.link else { return false };
         let Some(bytes) = self.up.pop_front() else { return false };
+        if std::env::var_os("MIRROR_TRACE").is_some() {
+            let message = with_frame(&bytes, |frame, _| format!("    > {:?}", frame.message()));
+            self.race.borrow_mut().log.push(message);
+        }
         let now = Instant::now();
         let result =
             with_frame(&bytes, |frame, length| self.source.handle_frame(link, frame, length, now));

@@ -270,6 +270,7 @@ impl<F: Feed> Reading<'_, F> {
                 identity: opened.identity,
                 ctime: opened.ctime,
                 has_holes: opened.has_holes,
+                is_linked: opened.links > 1,
                 links: &links,
             };
             let (content, links) = match self.sender.content_for(&job, &look) {

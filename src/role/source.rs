@@ -32,6 +32,8 @@ pub struct Source<F> {
     downstreams: BTreeMap<LinkId, Downstream>,
     problems: Problems,
     retry_at: Option<Instant>,
+    /// Whether records came in that the loop has not offered to every downstream yet.
+    has_news: bool,
     /// Why nothing is sent at present.
     held: Option<String>,
     held_until: Instant,
@@ -100,6 +102,7 @@ impl<F: Feed> Source<F> {
             downstreams: BTreeMap::new(),
             problems: Problems::new(),
             retry_at: None,
+            has_news: false,
             held: None,
             held_until: Instant::now(),
         })
@@ -126,6 +129,7 @@ impl<F: Feed> Source<F> {
         while let Some(event) = self.feed.poll_event() {
             match event {
                 FeedEvent::Record(record) => {
+                    self.has_news = true;
                     self.renames.push(record.sequence, &record.change);
                     self.journal.append(&record);
                 }
@@ -337,6 +341,9 @@ impl<F: Feed> Role for Source<F> {
     fn poll_timeout(&self) -> Option<Instant> {
         let mut next = self.feed.poll_timeout();
         let mut at = |moment: Instant| next = Some(next.map_or(moment, |next| next.min(moment)));
+        if self.has_news && self.downstreams.len() > 1 {
+            at(Instant::now());
+        }
         if self.held.is_some() {
             at(self.held_until);
         }
@@ -360,6 +367,7 @@ impl<F: Feed> Role for Source<F> {
             }
             self.retry_at = (!self.problems.is_empty()).then_some(now + RETRY);
         }
+        self.has_news = false;
         self.drain(now);
         let (head, clock) = (self.journal.head(), wall_clock());
         for downstream in self.downstreams.values_mut() {

@@ -69,6 +69,8 @@ pub struct Look<'a> {
     pub ctime: Timestamp,
     /// Whether the file has holes, and so cannot travel inline.
     pub has_holes: bool,
+    /// Whether it has other names.
+    pub is_linked: bool,
     /// Its other names, as far as they are known.
     pub links: &'a [TreePath],
 }
@@ -401,7 +403,7 @@ impl Sender {
         if let Origin::Walk(number) = job.origin
             && let Some((_, walk)) = self.walks.iter_mut().find(|(walk, _)| *walk == number)
         {
-            if walk.need.is_none() && !links.is_empty() {
+            if walk.need.is_none() && look.is_linked {
                 if let Some(first) = walk.first_name(look.identity, &job.path) {
                     return Travel::As(Content::Linked, vec![first]);
                 }

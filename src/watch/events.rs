@@ -7,6 +7,7 @@ use inotify::EventMask;
 use super::nodes::{NodeId, Place, ROOT};
 use super::scan::Look;
 use super::{Event, PAIR_WAIT, Watch};
+use crate::model::path::{CONTROL_NAME, STAGE_PREFIX};
 use crate::model::{Change, What};
 use crate::tree::root::stat_at;
 use crate::tree::{Identity, reader::is_absent};
@@ -48,6 +49,16 @@ impl Watch {
         }
         let place = Place { directory, name: event.name.into_vec() };
         let is_directory = mask.contains(EventMask::ISDIR);
+        if is_reserved(&place) {
+            // What is never mirrored is outside the tree, also when something is moved there.
+            let half = self.halves.iter().position(|half| half.cookie == event.cookie);
+            if mask.contains(EventMask::MOVED_TO)
+                && let Some(half) = half.and_then(|index| self.halves.remove(index))
+            {
+                self.moved_out(half);
+            }
+            return;
+        }
         if mask.contains(EventMask::MOVED_FROM) {
             let node = self.nodes.detach(directory, &place.name);
             self.halves.push_back(Half { cookie: event.cookie, from: place, node, since: now });
@@ -245,4 +256,10 @@ impl Watch {
             }
         }
     }
+}
+
+/// Returns whether a name is never mirrored. Nothing below such a name is watched.
+pub(super) fn is_reserved(place: &Place) -> bool {
+    place.directory == ROOT && place.name == CONTROL_NAME.as_bytes()
+        || place.name.starts_with(STAGE_PREFIX.as_bytes())
 }

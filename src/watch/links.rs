@@ -22,11 +22,14 @@ struct Group {
     /// The inode's link count when it was seen last.
     count: u32,
     places: Vec<Place>,
+    /// The count and the number of known names when all directories were searched last: some
+    /// names may be outside of the tree, and are not searched for again.
+    searched: (u32, usize),
 }
 
 impl Links {
     /// Notes that `place` is a name of `identity`, which has `count` names. Returns whether
-    /// some of its names are not known.
+    /// some of its names are not known and worth a search.
     pub fn note(&mut self, place: &Place, identity: Identity, count: u32) -> bool {
         if self.by_place.get(place).is_some_and(|known| *known != identity) {
             self.remove(place);
@@ -41,7 +44,14 @@ impl Links {
             group.places.push(place.clone());
             self.by_place.insert(place.clone(), identity);
         }
-        (group.places.len() as u32) < count
+        (group.places.len() as u32) < count && group.searched != (count, group.places.len())
+    }
+
+    /// Notes that all directories were searched for names of `identity`.
+    pub fn note_searched(&mut self, identity: Identity) {
+        if let Some(group) = self.groups.get_mut(&identity) {
+            group.searched = (group.count, group.places.len());
+        }
     }
 
     /// Returns all known names of the file that has `place` as one of several.

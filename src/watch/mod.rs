@@ -400,7 +400,9 @@ impl Feed for Watch {
         let Some((parent, name)) = path.split_bytes() else { return Vec::new() };
         let Some(directory) = self.nodes.at(parent) else { return Vec::new() };
         let place = Place { directory, name: name.to_vec() };
-        self.links.note(&place, identity, count);
+        if self.links.note(&place, identity, count) {
+            self.find_links(&place, identity);
+        }
         let others = self.links.places(identity).iter().filter(|other| **other != place);
         others.filter_map(|other| self.path_of(other)).collect()
     }

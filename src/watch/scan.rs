@@ -11,6 +11,7 @@ use inotify::{EventMask, WatchDescriptor};
 use rustc_hash::FxHashSet;
 use rustix::fs::{FileType, OFlags, Statx};
 
+use super::events::is_reserved;
 use super::nodes::{NodeId, Place, ROOT};
 use super::{Watch, wall_clock, watch_mask};
 use crate::model::{Timestamp, TreePath, What};
@@ -62,7 +63,7 @@ impl Watch {
     fn look_at(&mut self, place: Place) {
         // Without a path, the directory is gone from the tree.
         let Some(parent) = self.nodes.path(place.directory) else { return };
-        if parent.join(&place.name).is_reserved() {
+        if is_reserved(&place) {
             return;
         }
         let known = self.nodes.get(place.directory).map(|node| node.identity);
@@ -196,7 +197,7 @@ impl Watch {
         let mut directories = Vec::new();
         for (name, stat) in entries {
             let place = Place { directory: id, name };
-            if path.join(&place.name).is_reserved() {
+            if is_reserved(&place) {
                 continue;
             }
             if is_directory(&stat) {
@@ -342,7 +343,7 @@ impl Watch {
         }
         for (name, stat) in found {
             let place = Place { directory: id, name };
-            if path.join(&place.name).is_reserved() {
+            if is_reserved(&place) {
                 continue;
             }
             if is_directory(&stat) {
@@ -400,7 +401,7 @@ impl Watch {
                 let Ok(stat) = stat_at(&fd, &name) else { continue };
                 let place = Place { directory, name };
                 let identity = Identity::of(&stat);
-                if is_directory(&stat) {
+                if is_directory(&stat) || is_reserved(&place) {
                     continue;
                 }
                 if !self.links.note(&place, identity, stat.stx_nlink) {
@@ -408,7 +409,8 @@ impl Watch {
                 }
             }
         }
-        for (place, _) in wanted {
+        for (place, identity) in wanted {
+            self.links.note_searched(*identity);
             if self.links.group_of(place).len() > 1
                 && let Some(path) = self.path_of(place)
             {
