@@ -24,6 +24,7 @@
 //! The journal says *what changed*; what is sent is the *state at that path when its turn
 //! comes*. Renames overtake states: how they are kept in step is told in [`session`].
 
+pub mod journal;
 pub mod model;
 pub mod role;
 pub mod tree;
