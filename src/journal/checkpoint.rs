@@ -44,7 +44,7 @@ impl Checkpoint {
 }
 
 /// The checkpoint's file.
-pub const CHECKPOINT: StateFile = StateFile { name: "checkpoint", kind: *b"checkpnt", version: 1 };
+pub const CHECKPOINT: StateFile = StateFile::new("checkpoint", 1);
 
 #[cfg(test)]
 mod tests {

@@ -12,10 +12,9 @@ use rustix::fs::OFlags;
 use super::Journal;
 use super::recovery::open_segment;
 use super::segment::{
-    Frame, FrameError, FrameReader, HEADER_BYTES, Segment, decode_record, file_name, sequence_of,
-    split_frame,
+    Frame, FrameError, FrameReader, HEADER_BYTES, Segment, decode_record, sequence_of, split_frame,
 };
-use crate::model::limits::{JOURNAL_READ_BYTES_MAX, JOURNAL_TAIL_BYTES_MAX};
+use crate::model::limits::JOURNAL_TAIL_BYTES_MAX;
 use crate::model::{Record, Sequence};
 
 /// A place between two records of a journal. Moved by [`Journal::read`].
@@ -70,8 +69,9 @@ impl Journal {
     /// Appends committed records that follow the cursor to `records`, `count_max` at most, and
     /// moves the cursor behind them.
     ///
-    /// Fewer come if they are long; none only if there is none. After an error, the cursor
-    /// stands behind the last record that was appended.
+    /// Fewer come only if there are no more: then everything through
+    /// [`committed`](Self::committed) was read. After an error, the cursor stands behind the
+    /// last record that was appended.
     pub fn read(
         &self,
         cursor: &mut Cursor,
@@ -83,8 +83,7 @@ impl Journal {
             return Err(fallen(cursor.after));
         }
         let mut count_left = count_max;
-        let mut bytes_left = JOURNAL_READ_BYTES_MAX;
-        while count_left > 0 && bytes_left > 0 {
+        while count_left > 0 {
             let number = self.segments.partition_point(|segment| segment.first < cursor.segment);
             let segment = match self.segments.get(number) {
                 Some(segment) if segment.first == cursor.segment => segment,
@@ -110,7 +109,6 @@ impl Journal {
                 records.push(decode_record(payload).map_err(damaged)?);
                 cursor.after = sequence;
                 count_left -= 1;
-                bytes_left = bytes_left.saturating_sub(bytes);
             }
             cursor.offset += bytes as u64;
         }
@@ -133,10 +131,7 @@ impl Journal {
                 Frame::Damaged(reason) => Err(self.damaged(segment, reason)),
             };
         }
-        let io_error = |source| ReadError::Io {
-            path: self.directory.path().join(file_name(segment.first)),
-            source,
-        };
+        let io_error = |source| ReadError::Io { path: self.path_of(segment.first), source };
         let reader = match reader {
             Some(reader) => reader,
             None => {
@@ -152,10 +147,7 @@ impl Journal {
     }
 
     fn damaged(&self, segment: &Segment, reason: &str) -> ReadError {
-        ReadError::Damaged {
-            path: self.directory.path().join(file_name(segment.first)),
-            reason: reason.to_string(),
-        }
+        ReadError::Damaged { path: self.path_of(segment.first), reason: reason.to_string() }
     }
 }
 

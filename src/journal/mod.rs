@@ -333,8 +333,9 @@ impl Journal {
 
     fn write_chunk(&mut self, chunk: &Chunk) -> Result<(), JournalError> {
         let Some(header) = &chunk.header else {
-            let offset = self.segments.back().expect("an epoch has a segment").length;
-            return self.write(self.writer.as_ref(), &self.writer_path(), &chunk.bytes, offset);
+            let segment = self.segments.back().expect("an epoch has a segment");
+            let file = self.writer.as_ref().expect("an epoch has a segment");
+            return self.write(file, segment.first, &chunk.bytes, segment.length);
         };
         // What is finished becomes durable now, or a power cut could leave a hole in the middle.
         self.sync_data()?;
@@ -347,31 +348,31 @@ impl Journal {
     fn create(&mut self, header: &Header, bytes: &[u8]) -> Result<(), JournalError> {
         // What an attempt that failed has left there is overwritten.
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::TRUNC;
-        let path = self.directory.path().join(file_name(header.first));
         let file = open_segment(&self.directory, header.first, flags)
-            .map_err(|error| JournalError::io(&path, "create", error))?;
+            .map_err(|error| JournalError::io(&self.path_of(header.first), "create", error))?;
         self.names_unsynced = true;
-        self.write(Some(&file), &path, bytes, 0)?;
+        self.write(&file, header.first, bytes, 0)?;
         self.writer = Some(file);
         self.segments.push_back(Segment::new(header));
         self.tail.clear(HEADER_BYTES as u64);
         Ok(())
     }
 
+    /// Writes to the segment that begins with `first`.
     fn write(
         &self,
-        file: Option<&File>,
-        path: &Path,
+        file: &File,
+        first: Sequence,
         bytes: &[u8],
         offset: u64,
     ) -> Result<(), JournalError> {
-        let file = file.expect("an epoch has a segment");
+        let failed = |error| JournalError::io(&self.path_of(first), "write", error);
         #[cfg(test)]
         if let Some(count) = self.fault.filter(|count| *count < bytes.len()) {
             file.write_all_at(&bytes[..count], offset).expect("the part before the fault");
-            return Err(JournalError::io(path, "write", Errno::NOSPC.into()));
+            return Err(failed(Errno::NOSPC.into()));
         }
-        file.write_all_at(bytes, offset).map_err(|error| JournalError::io(path, "write", error))
+        file.write_all_at(bytes, offset).map_err(failed)
     }
 
     /// Removes the oldest segments until `room` more bytes, and one more segment, fit.
@@ -390,14 +391,11 @@ impl Journal {
     }
 
     fn remove(&mut self, first: Sequence) -> Result<(), JournalError> {
-        let name = file_name(first);
         self.names_unsynced = true;
-        match rustix::fs::unlinkat(&self.directory, &name, AtFlags::empty()) {
+        match rustix::fs::unlinkat(&self.directory, file_name(first), AtFlags::empty()) {
             // Already gone: it was to go.
             Ok(()) | Err(Errno::NOENT) => Ok(()),
-            Err(error) => {
-                Err(JournalError::io(&self.directory.path().join(name), "remove", error.into()))
-            }
+            Err(error) => Err(JournalError::io(&self.path_of(first), "remove", error.into())),
         }
     }
 
@@ -414,11 +412,12 @@ impl Journal {
         Ok(())
     }
 
+    fn path_of(&self, first: Sequence) -> PathBuf {
+        self.directory.path().join(file_name(first))
+    }
+
     fn writer_path(&self) -> PathBuf {
-        match self.segments.back() {
-            Some(segment) => self.directory.path().join(file_name(segment.first)),
-            None => self.directory.path().to_path_buf(),
-        }
+        self.segments.back().map_or(PathBuf::new(), |segment| self.path_of(segment.first))
     }
 }
 

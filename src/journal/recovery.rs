@@ -36,8 +36,7 @@ pub(super) struct Reserved {
 }
 
 /// The file that reserves numbers.
-pub(super) const RESERVED: StateFile =
-    StateFile { name: "reserved", kind: *b"reserved", version: 1 };
+pub(super) const RESERVED: StateFile = StateFile::new("reserved", 1);
 
 /// What a directory held.
 pub(super) struct Found {
@@ -97,7 +96,7 @@ pub(super) fn recover(directory: &Directory) -> Result<Found, JournalError> {
         (Some(damage), _) => Err(Stop::Discard(damage)),
         (None, None) => Err(Stop::Discard(format!(
             "{} is missing",
-            directory.path().join(RESERVED.name).display()
+            directory.path().join(RESERVED.name()).display()
         ))),
         (None, Some(reserved)) => assemble(directory, headers, reserved),
     };
@@ -232,7 +231,7 @@ fn assemble(
     if last.last > reserved.through {
         return Err(Stop::Discard(format!(
             "{} is older than the records: they end at {}, it reserves numbers through {}",
-            directory.path().join(RESERVED.name).display(),
+            directory.path().join(RESERVED.name()).display(),
             last.last,
             reserved.through
         )));

@@ -3,21 +3,20 @@
 //! ```text
 //! offset   bytes  little-endian
 //!      0       8  magic, "mirrorS\n"
-//!      8       8  kind, ASCII, filled up with zeros
-//!     16       4  version of the payload's format
-//!     20       4  payload length
-//!     24       n  payload, postcard
-//! 24 + n       4  CRC-32 of everything before
+//!      8      16  kind: the file's name, filled up with zeros
+//!     24       4  version of the payload's format
+//!     28       4  payload length
+//!     32       n  payload, postcard
+//! 32 + n       4  CRC-32 of everything before
 //! ```
 //!
 //! What always holds: under its name a state file is absent, the old one or the new one, and
 //! after [`StateFile::save`] returned it is the new one, also after a power cut. This envelope
 //! is the same for all versions, so that a newer program's file is told from a damaged one.
 
-use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, Mode, OFlags};
@@ -27,18 +26,50 @@ use serde::de::DeserializeOwned;
 
 use crate::model::limits::STATE_FILE_BYTES_MAX;
 
+/// Replaces the state file `name` in the directory at `path`; see [`StateFile::save`].
+pub fn save(
+    path: &Path,
+    name: &'static str,
+    version: u16,
+    value: &impl Serialize,
+) -> Result<(), StateFileError> {
+    StateFile::new(name, version).save(&Directory::open(path)?, value)
+}
+
+/// Returns what the state file `name` in the directory at `path` holds, `None` if there is no
+/// such file.
+pub fn load<T: DeserializeOwned>(
+    path: &Path,
+    name: &'static str,
+    version: u16,
+) -> Result<Option<T>, StateFileError> {
+    StateFile::new(name, version).load(&Directory::open(path)?)
+}
+
 /// The name and the format of one kind of state file.
 #[derive(Debug, Clone, Copy)]
 pub struct StateFile {
-    /// Name in its directory.
-    pub name: &'static str,
-    /// What the file says it is, so that a file under a wrong name is not misread.
-    pub kind: [u8; 8],
-    /// Version of the payload's format.
-    pub version: u32,
+    name: &'static str,
+    version: u16,
 }
 
 impl StateFile {
+    /// Returns the state file `name`, whose payload has the format `version`.
+    ///
+    /// # Panics
+    ///
+    /// If the name does not fit into the file, where it stands too, so that a file under
+    /// another's name is not misread.
+    pub const fn new(name: &'static str, version: u16) -> StateFile {
+        assert!(!name.is_empty() && name.len() <= KIND_BYTES);
+        StateFile { name, version }
+    }
+
+    /// Returns the file's name.
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+
     /// Replaces the file by one that holds `value`, durably.
     ///
     /// # Errors
@@ -87,10 +118,8 @@ impl StateFile {
             Err(Errno::NOENT) => return Ok(None),
             Err(error) => return Err(directory.error(self.name, "open", error.into())),
         };
-        let damaged = |reason: String| StateFileError::Damaged {
-            path: directory.path.join(self.name),
-            reason,
-        };
+        let damaged =
+            |reason: String| StateFileError::Damaged { path: directory.path_of(self.name), reason };
         let file = File::from(fd);
         let metadata =
             file.metadata().map_err(|error| directory.error(self.name, "read", error))?;
@@ -106,24 +135,30 @@ impl StateFile {
             Ok(value) => Ok(Some(value)),
             Err(DecodeError::Damaged(reason)) => Err(damaged(reason)),
             Err(DecodeError::UnknownVersion(version)) => Err(StateFileError::UnknownVersion {
-                path: directory.path.join(self.name),
+                path: directory.path_of(self.name),
                 version,
-                known: self.version,
+                known: self.version.into(),
             }),
         }
+    }
+
+    fn kind(&self) -> [u8; KIND_BYTES] {
+        let mut kind = [0; KIND_BYTES];
+        kind[..self.name.len()].copy_from_slice(self.name.as_bytes());
+        kind
     }
 
     fn encode(&self, value: &impl Serialize) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(256);
         bytes.extend_from_slice(&MAGIC);
-        bytes.extend_from_slice(&self.kind);
-        bytes.extend_from_slice(&self.version.to_le_bytes());
+        bytes.extend_from_slice(&self.kind());
+        bytes.extend_from_slice(&u32::from(self.version).to_le_bytes());
         bytes.extend_from_slice(&[0; 4]);
         let mut bytes =
             postcard::to_extend(value, bytes).expect("plain data in memory can be encoded");
         assert!(bytes.len() + TRAILER_BYTES <= STATE_FILE_BYTES_MAX, "{} is too long", self.name);
         let length = (bytes.len() - HEADER_BYTES) as u32;
-        bytes[20..24].copy_from_slice(&length.to_le_bytes());
+        bytes[28..32].copy_from_slice(&length.to_le_bytes());
         let checksum = crc32fast::hash(&bytes);
         bytes.extend_from_slice(&checksum.to_le_bytes());
         bytes
@@ -147,20 +182,16 @@ impl StateFile {
             return Err(damaged("its checksum does not agree"));
         }
         // From here on the file is as it was written: what is strange is from another program.
-        if header[8..16] != self.kind {
-            return Err(DecodeError::Damaged(format!(
-                "it is a \"{}\", not a \"{}\"",
-                header[8..16].escape_ascii(),
-                self.kind.escape_ascii()
-            )));
+        if header[8..24] != self.kind() {
+            return Err(damaged("it is another kind of state file under this name"));
         }
         let word = |at: usize| {
             u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]])
         };
-        if word(16) != self.version {
-            return Err(DecodeError::UnknownVersion(word(16)));
+        if word(24) != u32::from(self.version) {
+            return Err(DecodeError::UnknownVersion(word(24)));
         }
-        if word(20) as usize != payload.len() {
+        if word(28) as usize != payload.len() {
             return Err(damaged("its length does not agree"));
         }
         match postcard::take_from_bytes(payload) {
@@ -242,41 +273,51 @@ impl AsFd for Directory {
     }
 }
 
-/// A [`Directory`] on loan.
+/// An open directory on loan: a [`Directory`], or a descriptor alone.
 #[derive(Debug, Clone, Copy)]
 pub struct DirectoryRef<'a> {
     fd: BorrowedFd<'a>,
-    path: &'a Path,
+    path: Option<&'a Path>,
 }
 
-impl<'a> DirectoryRef<'a> {
-    /// Takes `fd`, an open directory; `path` is only what errors call it.
-    pub fn new(fd: BorrowedFd<'a>, path: &'a Path) -> Self {
-        DirectoryRef { fd, path }
-    }
-
+impl DirectoryRef<'_> {
     /// Makes the names in the directory durable as they are.
     pub fn sync(&self) -> Result<(), StateFileError> {
         rustix::fs::fsync(self.fd).map_err(|error| StateFileError::Io {
-            path: self.path.to_path_buf(),
+            path: self.path(),
             action: "synchronise",
             source: error.into(),
         })
     }
 
-    fn error(
-        &self,
-        name: impl AsRef<OsStr>,
-        action: &'static str,
-        source: io::Error,
-    ) -> StateFileError {
-        StateFileError::Io { path: self.path.join(name.as_ref()), action, source }
+    /// Returns what errors call the directory.
+    fn path(&self) -> PathBuf {
+        match self.path {
+            Some(path) => path.to_path_buf(),
+            // Only for the message, and only the kernel knows.
+            None => std::fs::read_link(format!("/proc/self/fd/{}", self.fd.as_raw_fd()))
+                .unwrap_or_default(),
+        }
+    }
+
+    fn path_of(&self, name: &str) -> PathBuf {
+        self.path().join(name)
+    }
+
+    fn error(&self, name: &str, action: &'static str, source: io::Error) -> StateFileError {
+        StateFileError::Io { path: self.path_of(name), action, source }
     }
 }
 
 impl<'a> From<&'a Directory> for DirectoryRef<'a> {
     fn from(directory: &'a Directory) -> Self {
-        DirectoryRef { fd: directory.fd.as_fd(), path: &directory.path }
+        DirectoryRef { fd: directory.fd.as_fd(), path: Some(&directory.path) }
+    }
+}
+
+impl<'a> From<BorrowedFd<'a>> for DirectoryRef<'a> {
+    fn from(fd: BorrowedFd<'a>) -> Self {
+        DirectoryRef { fd, path: None }
     }
 }
 
@@ -286,14 +327,15 @@ enum DecodeError {
 }
 
 const MAGIC: [u8; 8] = *b"mirrorS\n";
-const HEADER_BYTES: usize = 24;
+const KIND_BYTES: usize = 16;
+const HEADER_BYTES: usize = 32;
 const TRAILER_BYTES: usize = 4;
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const FILE: StateFile = StateFile { name: "thing", kind: *b"thing\0\0\0", version: 3 };
+    const FILE: StateFile = StateFile::new("thing", 3);
 
     #[test]
     fn what_is_saved_is_loaded_and_absence_is_not_an_error() {
@@ -334,11 +376,15 @@ mod tests {
     fn another_version_or_kind_is_named_and_left_alone() {
         let temporary = tempfile::tempdir().unwrap();
         let directory = Directory::open(temporary.path()).unwrap();
-        StateFile { version: 4, ..FILE }.save(&directory, &1_u8).unwrap();
-        let error = FILE.load::<u8>(&directory).unwrap_err();
+        StateFile::new("thing", 4).save(&directory, &1_u8).unwrap();
+        let error = FILE.load::<u8>(directory.as_fd()).unwrap_err();
         assert!(matches!(error, StateFileError::UnknownVersion { version: 4, .. }), "{error}");
-        assert!(error.to_string().contains("thing has format version 4"), "{error}");
-        StateFile { kind: *b"other\0\0\0", ..FILE }.save(&directory, &1_u8).unwrap();
+        let path = temporary.path().canonicalize().unwrap().join("thing");
+        let named = format!("{} has format version 4", path.display());
+        assert!(error.to_string().starts_with(&named), "{error}");
+        save(temporary.path(), "other", 3, &1_u8).unwrap();
+        assert_eq!(load::<u8>(temporary.path(), "other", 3).unwrap(), Some(1));
+        std::fs::rename(temporary.path().join("other"), &path).unwrap();
         let error = FILE.load::<u8>(&directory).unwrap_err();
         assert!(matches!(error, StateFileError::Damaged { .. }), "{error}");
     }

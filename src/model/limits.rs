@@ -104,14 +104,11 @@ pub const JOURNAL_TAIL_BYTES_MAX: usize = 1 << 20;
 /// Bytes that a cursor behind the tail reads from a segment at once.
 pub const JOURNAL_BUFFER_BYTES: usize = 128 << 10;
 
-/// Bytes of records after which one reading of a cursor ends, however many it asked for.
-pub const JOURNAL_READ_BYTES_MAX: usize = 1 << 20;
-
 /// Distance of two places of a segment that are indexed, in bytes: what a new cursor skips.
 pub const JOURNAL_INDEX_BYTES: u64 = 64 << 10;
 
 /// Largest state file, in bytes: a checkpoint with every need that a sink keeps, with room.
-pub const STATE_FILE_BYTES_MAX: usize = 128 << 20;
+pub const STATE_FILE_BYTES_MAX: usize = 512 << 20;
 
 const _: () = assert!(CHUNK_BYTES_MAX + PATH_BYTES_MAX + 4096 <= FRAME_BYTES_MAX);
 const _: () =
