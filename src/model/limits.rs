@@ -55,7 +55,7 @@ pub const SENT_PATHS_MAX: usize = 65_536;
 pub const RECORDS_READ_MAX: usize = 1024;
 
 /// Most paths that a sink asks for one by one before it asks for the whole tree.
-pub const NEEDS_MAX: usize = 1024;
+pub const NEEDS_MAX: usize = 4096;
 
 /// Largest extended attribute value, in bytes (`XATTR_SIZE_MAX`).
 pub const XATTR_BYTES_MAX: usize = 64 << 10;

@@ -1,0 +1,99 @@
+//! I2: a reader of a replica sees one complete version or another, never a part, never a gap.
+
+mod common;
+
+use std::fs;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+
+use common::pair::Pair;
+
+/// Returns version `number` of a file: every line tells which it is.
+fn version(number: u64) -> String {
+    // Lengths differ between versions, and some take several reads.
+    let lines = 1 + (number * 7919) % 3000;
+    format!("{number:08}\n").repeat(lines as usize)
+}
+
+/// Panics unless `path` holds one whole version; returns which.
+fn check(path: &Path) -> u64 {
+    let text = fs::read_to_string(path).unwrap_or_else(|error| panic!("a gap: {error}"));
+    let number = text.get(..8).and_then(|digits| digits.parse().ok());
+    let number = number.unwrap_or_else(|| panic!("no version in {} bytes", text.len()));
+    assert!(text == version(number), "part of version {number}: {} bytes", text.len());
+    number
+}
+
+fn reader_sees_whole_versions(replacements: u64, replace: impl Fn(&Path, &Path, u64)) {
+    let mut pair = Pair::new();
+    let (file, temporary) = (pair.src.join("file"), pair.src.join("temporary"));
+    fs::write(&file, version(0)).unwrap();
+    fs::write(&temporary, version(0)).unwrap();
+    pair.start();
+    pair.wait_equal();
+    let replica = pair.dst.join("file");
+    let (done, seen) = (AtomicBool::new(false), AtomicU64::new(0));
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                let mut last = 0;
+                while !done.load(Relaxed) {
+                    let number = check(&replica);
+                    assert!(number >= last, "version {number} after {last}");
+                    seen.fetch_add(u64::from(number != last), Relaxed);
+                    last = number;
+                }
+            });
+        }
+        for number in 1..=replacements {
+            replace(&file, &temporary, number);
+            // Flat out, most versions would be superseded before they are sent.
+            if number % 16 == 0 {
+                std::thread::sleep(std::time::Duration::from_micros(500));
+            }
+        }
+        pair.wait_for("the last version", || check(&replica) == replacements);
+        done.store(true, Relaxed);
+    });
+    let seen = seen.load(Relaxed);
+    println!("{seen} versions seen");
+    assert!(seen > replacements / 1000, "only {seen} versions seen: this tested nothing");
+    pair.converge();
+}
+
+#[test]
+fn reader_of_a_file_replaced_10_000_times() {
+    reader_sees_whole_versions(10_000, |file, temporary, number| {
+        fs::write(temporary, version(number)).unwrap();
+        fs::rename(temporary, file).unwrap();
+    });
+}
+
+#[test]
+fn reader_of_a_file_exchanged_2_000_times() {
+    reader_sees_whole_versions(2_000, |file, temporary, number| {
+        fs::write(temporary, version(number)).unwrap();
+        common::operations::exchange(temporary, file).unwrap();
+    });
+}
+
+/// A directory that appears in the replica is complete in its files: it was built aside.
+#[test]
+fn new_directories_appear_with_their_files() {
+    let mut pair = Pair::new();
+    pair.start();
+    pair.wait_equal();
+    for round in 0..50 {
+        let staged = pair.outside.join("staged");
+        fs::create_dir(&staged).unwrap();
+        for file in 0..20 {
+            fs::write(staged.join(file.to_string()), version(file)).unwrap();
+        }
+        let name = round.to_string();
+        fs::rename(&staged, pair.src.join(&name)).unwrap();
+        let replica = pair.dst.join(&name);
+        pair.wait_for("the directory", || replica.is_dir());
+        assert_eq!(fs::read_dir(&replica).unwrap().count(), 20, "round {round}");
+    }
+    pair.converge();
+}

@@ -1,0 +1,42 @@
+//! What the integration tests and the benchmark share: judges, random operations, processes,
+//! mounts, a proxy that misbehaves.
+//!
+//! Each test binary uses a part of it, hence the `allow`.
+#![allow(dead_code)]
+
+pub mod judge;
+pub mod machine;
+pub mod operations;
+pub mod pair;
+pub mod process;
+pub mod proxy;
+
+use std::io::Write as _;
+use std::time::Duration;
+
+/// Says that a test does not run here, and why; `.ci/run` fails when it sees this.
+///
+/// Written past the test harness's capture, which would swallow it.
+pub fn skip(reason: &str) {
+    let _ = writeln!(std::io::stdout(), "SKIPPED: {reason}");
+}
+
+/// Returns the number in the environment variable `name`, or `default`.
+pub fn number_from_env(name: &str, default: u64) -> u64 {
+    match std::env::var(name) {
+        Ok(text) => text.parse().unwrap_or_else(|_| panic!("{name}={text} is not a number")),
+        Err(_) => default,
+    }
+}
+
+/// Returns the seed to use: `MIRROR_SEED` or a new one; prints it either way.
+pub fn seed() -> u64 {
+    let seed = number_from_env("MIRROR_SEED", fastrand::u64(..1 << 32));
+    println!("MIRROR_SEED={seed} replays this");
+    seed
+}
+
+/// Returns how long to wait for what should happen at once (`MIRROR_TEST_WAIT_S`, 30 s).
+pub fn patience() -> Duration {
+    Duration::from_secs(number_from_env("MIRROR_TEST_WAIT_S", 30))
+}

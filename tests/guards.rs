@@ -1,0 +1,174 @@
+//! What must be refused is refused, with a reason, before anything is touched.
+
+mod common;
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use common::pair::{Pair, inode};
+use common::process::Process;
+
+const SOON: Duration = Duration::from_secs(10);
+
+/// Starts a role that ought to give up at once; returns its exit status and what it said.
+fn refused(args: Vec<std::ffi::OsString>, log: &Path) -> (Option<i32>, String) {
+    let mut process = Process::mirror(args, log);
+    let status = process.wait(SOON);
+    (status.and_then(|status| status.code()), process.log())
+}
+
+#[test]
+fn never_a_replica_is_refused_and_what_would_be_lost_is_named() {
+    let mut pair = Pair::new();
+    fs::write(pair.src.join("new"), "new").unwrap();
+    fs::write(pair.dst.join("precious"), "mine").unwrap();
+    let before = inode(&pair.dst.join("precious"));
+    pair.start_source();
+    let (code, said) = refused(pair.sink_command(), &pair.log("refused"));
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("precious"), "does not say what would be lost: {said}");
+    assert!(said.contains("--adopt"), "does not say what to do: {said}");
+    assert_eq!(fs::read(pair.dst.join("precious")).unwrap(), b"mine");
+    assert_eq!(inode(&pair.dst.join("precious")), before);
+    assert!(!pair.dst.join("new").exists());
+}
+
+#[test]
+fn adopt_keeps_what_is_equal() {
+    let mut pair = Pair::new();
+    for name in ["same", "differs", "same-times"] {
+        fs::write(pair.src.join(name), name).unwrap();
+    }
+    fs::create_dir(pair.src.join("d")).unwrap();
+    fs::write(pair.src.join("d/same"), vec![7; 100_000]).unwrap();
+    let from = pair.src.join(".");
+    let copy = std::process::Command::new("cp")
+        .args(["-a", "--no-target-directory"])
+        .args([&from, &pair.dst])
+        .status();
+    assert!(copy.unwrap().success());
+    fs::write(pair.dst.join("differs"), "other content").unwrap();
+    fs::write(pair.dst.join("left over"), "").unwrap();
+    let kept = ["same", "d/same", "d"].map(|name| (name, inode(&pair.dst.join(name))));
+    pair.sink_args = vec!["--adopt".into()];
+    pair.start();
+    pair.converge();
+    for (name, before) in kept {
+        assert_eq!(inode(&pair.dst.join(name)), before, "{name} was replaced");
+    }
+}
+
+#[test]
+fn replica_of_another_tree_is_refused() {
+    let mut pair = Pair::new();
+    fs::write(pair.src.join("f"), "one").unwrap();
+    pair.start();
+    pair.converge();
+    pair.finish();
+
+    let mut other = Pair::new();
+    fs::write(other.src.join("f"), "another").unwrap();
+    other.start_source();
+    other.dst.clone_from(&pair.dst);
+    let (code, said) = refused(other.sink_command(), &other.log("refused"));
+    assert_eq!(code, Some(1), "{said}");
+    assert_eq!(fs::read(pair.dst.join("f")).unwrap(), b"one");
+}
+
+#[test]
+fn second_process_is_refused() {
+    let mut pair = Pair::new();
+    fs::write(pair.src.join("f"), "f").unwrap();
+    pair.start();
+    pair.converge();
+
+    // The same replica, with a state directory of its own.
+    let mut second = pair.sink_command();
+    let state = pair.scratch.path().join("second-state");
+    *second.iter_mut().find(|arg| **arg == *pair.sink_state).unwrap() = state.into();
+    let (code, said) = refused(second, &pair.log("second-sink"));
+    assert_eq!(code, Some(1), "second sink on the same ROOT: {said}");
+
+    // The same state directory, for another tree.
+    let mut second = pair.source_command();
+    *second.iter_mut().find(|arg| **arg == *pair.src).unwrap() = pair.outside.clone().into();
+    *second.iter_mut().find(|arg| **arg == *pair.listen).unwrap() =
+        format!("unix:{}", pair.scratch.path().join("second").display()).into();
+    let (code, said) = refused(second, &pair.log("second-source"));
+    assert_eq!(code, Some(1), "second source on the same state directory: {said}");
+
+    // Neither disturbed the first.
+    fs::write(pair.src.join("g"), "g").unwrap();
+    pair.converge();
+}
+
+#[test]
+fn state_directory_inside_root_is_refused() {
+    for create in [true, false] {
+        let mut pair = Pair::new();
+        pair.source_state = pair.src.join("state");
+        if create {
+            fs::create_dir(&pair.source_state).unwrap();
+        }
+        let (code, said) = refused(pair.source_command(), &pair.log("refused"));
+        assert!(matches!(code, Some(1 | 2)), "{code:?} {said}");
+        let left: Vec<_> = fs::read_dir(&pair.src).unwrap().flatten().collect();
+        assert_eq!(left.len(), usize::from(create), "the source wrote inside ROOT: {left:?}");
+    }
+}
+
+#[test]
+fn usage_errors_are_exit_2() {
+    let scratch = common::machine::scratch();
+    let log = scratch.path().join("log");
+    for args in [&["source"][..], &["sink"], &["sink", "tcp://127.0.0.1:1"], &["no-such-role"]] {
+        let args = args.iter().map(std::ffi::OsString::from).collect();
+        let (code, said) = refused(args, &log);
+        assert_eq!(code, Some(2), "{said}");
+    }
+    // Until TLS is built, leaving --listen out is a usage error.
+    let root = scratch.path().join("root");
+    fs::create_dir(&root).unwrap();
+    let state = scratch.path().join("state");
+    let args = vec!["source".into(), root.into(), "--state-dir".into(), state.into()];
+    let (code, said) = refused(args, &log);
+    assert_eq!(code, Some(2), "{said}");
+}
+
+#[test]
+fn plaintext_off_loopback_is_refused() {
+    let mut pair = Pair::new();
+    pair.listen = format!("tcp://0.0.0.0:{}", common::machine::free_port());
+    let (code, said) = refused(pair.source_command(), &pair.log("refused"));
+    assert!(matches!(code, Some(1 | 2)), "{code:?} {said}");
+    assert!(said.contains("--insecure-plaintext"), "{said}");
+}
+
+#[test]
+fn unreachable_upstream_is_retried_for_ever() {
+    let mut pair = Pair::new();
+    fs::write(pair.src.join("f"), "f").unwrap();
+    pair.start_sink();
+    std::thread::sleep(Duration::from_millis(700));
+    assert!(pair.sink().is_running(), "{}", pair.sink().log());
+    pair.start_source();
+    pair.converge();
+    pair.finish();
+}
+
+#[test]
+fn copy_follow_mirrors_until_interrupted() {
+    let mut pair = Pair::new();
+    fs::write(pair.src.join("f"), "f").unwrap();
+    let args: Vec<std::ffi::OsString> =
+        vec!["copy".into(), "--follow".into(), pair.src.clone().into(), pair.dst.clone().into()];
+    pair.source = Some(Process::mirror(args, &pair.log("source")));
+    pair.converge();
+    fs::write(pair.src.join("g"), "g").unwrap();
+    fs::remove_file(pair.src.join("f")).unwrap();
+    pair.wait_for("g arrives", || pair.dst.join("g").exists());
+    pair.source().signal(rustix::process::Signal::INT);
+    let status = pair.source().wait(SOON);
+    assert!(status.is_some_and(|status| status.success()), "{status:?}");
+}
