@@ -250,7 +250,7 @@ impl World {
 
     fn cut_for(&mut self, reason: &str) -> bool {
         self.race.borrow_mut().log.push(format!("(cut: {reason})"));
-        assert!(!reason.contains("came twice"), "{reason}");
+        assert!(!reason.contains("protocol error"), "{reason}");
         self.cut();
         false
     }

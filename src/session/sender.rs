@@ -630,6 +630,8 @@ impl Sender {
             return None;
         }
         self.through_sent = Some(sequence);
+        // All renames up to here were sent before the states that the mark follows.
+        self.moved = self.moved.max(sequence);
         Some(Item::Through { sequence, clock })
     }
 
