@@ -396,9 +396,9 @@ impl Sender {
 
     /// Decides how the content of what was seen at a job's path travels.
     pub fn content_for(&mut self, job: &Job, look: &Look<'_>) -> Travel {
-        let Kind::Regular { size } = look.entry.kind else {
+        if look.entry.is_directory() {
             return Travel::As(Content::Keep, Vec::new());
-        };
+        }
         let mut links = look.links.to_vec();
         if let Origin::Walk(number) = job.origin
             && let Some((_, walk)) = self.walks.iter_mut().find(|(walk, _)| *walk == number)
@@ -411,7 +411,8 @@ impl Sender {
                     links.clear(); // The others follow, each when the walk comes to it.
                 }
             }
-            if let Mode::Compare { trusted_until } = walk.mode {
+            let is_regular = matches!(look.entry.kind, Kind::Regular { .. });
+            if let (Mode::Compare { trusted_until }, true) = (walk.mode, is_regular) {
                 return if look.ctime >= trusted_until.earlier_by_seconds(2) {
                     Travel::Digest(links)
                 } else {
@@ -419,6 +420,9 @@ impl Sender {
                 };
             }
         }
+        let Kind::Regular { size } = look.entry.kind else {
+            return Travel::As(Content::Keep, links);
+        };
         if !job.what.covers(What::CONTENT) {
             if !job.what.covers(What::NAME) {
                 return Travel::As(Content::Keep, links);
