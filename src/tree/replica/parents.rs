@@ -188,7 +188,7 @@ pub(super) fn open_handle(parent: &Parent, name: &[u8]) -> io::Result<Option<Own
     }
 }
 
-/// Returns the inode number of the entry `name` itself, 0 if there is none.
+/// Returns the status of the entry `name` itself, `None` if there is none.
 pub(super) fn stat_if_present(
     parent: &Parent,
     name: &[u8],

@@ -3,6 +3,7 @@
 mod directories;
 mod files;
 mod kinds;
+mod mounts;
 mod rename_rules;
 mod safety;
 mod speed;

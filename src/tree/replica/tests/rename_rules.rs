@@ -44,7 +44,7 @@ fn a_rename_of_a_directory_takes_pending_times_along() {
 fn a_rename_replaces_whatever_is_there() {
     let mut fixture = Fixture::new();
     let mut sequence = 0;
-    let mut make = |fixture: &mut Fixture, at: &str, kind: &str| match kind {
+    let make = |fixture: &mut Fixture, at: &str, kind: &str| match kind {
         "file" => fixture.file(at, b"x"),
         "empty" => fixture.directory(at),
         _ => {
