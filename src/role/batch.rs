@@ -71,7 +71,9 @@ impl Batch {
         while self.frames.len() <= 1
             && self.frame().len() < FRAME_BYTES_TARGET
             && self.jobs.len() < BATCH_JOBS_MAX
-            && (self.jobs.is_empty() || self.jobs.len() % 16 != 0 || Instant::now() < deadline)
+            && (!self.jobs.len().is_multiple_of(16)
+                || self.jobs.is_empty()
+                || Instant::now() < deadline)
         {
             let Some(job) = sender.next_job(renames) else { break };
             let mut reading = Reading {

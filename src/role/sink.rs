@@ -209,15 +209,15 @@ impl Sink {
 
     fn finish_checkpoint(&mut self) {
         match self.checkpointer.finish() {
-            Some(Ok(marks)) => {
-                if self.state.watermarks.is_some_and(|now| now.epoch == marks.epoch) {
-                    self.state.durable = marks.applied;
-                }
+            Some(Ok(marks))
+                if self.state.watermarks.is_some_and(|now| now.epoch == marks.epoch) =>
+            {
+                self.state.durable = marks.applied;
             }
             Some(Err(error)) => {
                 tracing::error!("{}: the checkpoint failed: {error}", self.path.display());
             }
-            None => {}
+            Some(Ok(_)) | None => {}
         }
     }
 }

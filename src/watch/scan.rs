@@ -173,10 +173,10 @@ impl Watch {
             || self.events.iter().skip(before).any(|event| event.mask.intersects(renamed))
         {
             // It may not be where it was listed. Its watch goes, and it is looked at again.
-            if let Some(watch) = watch {
-                if self.nodes.by_watch(watch.get_watch_descriptor_id()).is_none() {
-                    let _ = self.inotify.watches().remove(watch);
-                }
+            if let Some(watch) = watch
+                && self.nodes.by_watch(watch.get_watch_descriptor_id()).is_none()
+            {
+                let _ = self.inotify.watches().remove(watch);
             }
             self.looks.push(look);
             return;
