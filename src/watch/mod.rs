@@ -5,14 +5,14 @@
 //! met here:
 //!
 //! - A directory is watched first and listed second, or what happens between is lost
-//!   ([`scan`]). A listing is used only if no rename came in meanwhile.
-//! - Watches follow directories through renames: [`nodes`] have parent links, not paths.
+//!   (`scan`). A listing is used only if no rename came in meanwhile.
+//! - Watches follow directories through renames: `nodes` have parent links, not paths.
 //! - The two halves of a rename need not be adjacent: the first waits detached for the second,
-//!   and states are not read meanwhile. Alone it was a move out of the tree ([`events`]).
+//!   and states are not read meanwhile. Alone it was a move out of the tree (`events`).
 //! - A file is sent when it is closed; one that stays open, or is truncated by path, after a
-//!   short rest ([`unsettled`]).
-//! - The names of a multiply linked file become dirty together ([`links`]).
-//! - After an overflow only what changed is looked for ([`overflow`]).
+//!   short rest (`unsettled`).
+//! - The names of a multiply linked file become dirty together (`links`).
+//! - After an overflow only what changed is looked for (`overflow`).
 
 mod events;
 mod links;
