@@ -122,7 +122,7 @@ fn exchange_of_files_directories_and_both() {
             write(src.join(name).join("x"), name);
         }
     });
-    for (a, b) in [("f", "g"), ("d", "e"), ("f", "d"), ("e/deep", "g"), ("f", "g")] {
+    for (a, b) in [("f", "g"), ("d", "e"), ("f", "d"), ("f/deep", "g"), ("f", "g")] {
         exchange(&pair.src.join(a), &pair.src.join(b)).unwrap();
         pair.converge();
     }
