@@ -185,7 +185,6 @@ impl Batch {
         let settled = feed.is_settled() && !held;
         for (job, dropped) in self.jobs.iter_mut().zip(&dropped) {
             if *dropped {
-                job.children.clear();
                 job.links.clear();
             }
         }
@@ -354,7 +353,7 @@ impl<F: Feed> Reading<'_, F> {
         // A directory that the feed does not know, or knows as another, is not the tree's.
         self.places.push((job.path.as_bytes().to_vec(), opened.identity));
         self.state(&job, &opened, Content::Keep, Vec::new())?;
-        let mut done = BatchJob::done(job);
+        let done = BatchJob::done(job);
         if !done.job.what.covers(What::CONTENT) {
             return Ok(done);
         }
@@ -367,7 +366,8 @@ impl<F: Feed> Reading<'_, F> {
             // Files first: the receiver builds a directory before it goes on to the next.
             let files = listed.iter().filter(|(_, is_directory)| !is_directory);
             let directories = listed.iter().filter(|(_, is_directory)| *is_directory);
-            done.children = files.chain(directories).map(|(name, _)| path.join(name)).collect();
+            let children = files.chain(directories).map(|(name, _)| path.join(name)).collect();
+            self.sender.visit(&done.job.origin, children);
         }
         self.names(&path, listed.into_iter().map(|(name, _)| name));
         Ok(done)

@@ -471,6 +471,19 @@ impl Sender {
         Travel::Stage(stage)
     }
 
+    /// Has the children of a directory visited that a walk came to, right behind it and in this
+    /// order: the receiver builds a directory aside while its files come one after another.
+    /// Each is confirmed for itself, and if the directory comes again, so do they.
+    pub fn visit(&mut self, origin: &Origin, children: Vec<TreePath>) {
+        if let Origin::Walk(number) = origin
+            && let Some((_, walk)) = self.walks.iter_mut().find(|(walk, _)| walk == number)
+        {
+            for child in children.into_iter().rev() {
+                walk.push(child);
+            }
+        }
+    }
+
     /// Keeps a job until fewer files are staged; what comes behind it goes on.
     pub fn defer(&mut self, job: Job) {
         self.deferred.push_back(job);
@@ -489,7 +502,7 @@ impl Sender {
         let lags = self.cursor() < self.batch_head;
         let mut verdict = Vec::with_capacity(jobs.len());
         let mut again = Vec::new();
-        for BatchJob { job, children, links, done, confirmed } in jobs {
+        for BatchJob { job, links, done, confirmed } in jobs {
             // A stage that was opened stays so: its path follows renames until the commit.
             let opened = !done && !matches!(job.origin, Origin::Commit(_));
             let touched = !opened
@@ -513,9 +526,6 @@ impl Sender {
                     };
                     if done {
                         walk.in_hand -= 1;
-                    }
-                    for child in children.into_iter().rev() {
-                        walk.push(child);
                     }
                 }
                 Origin::Commit(stage) if done => self.end_transfer(stage),
@@ -747,8 +757,6 @@ impl Sender {
 pub struct BatchJob {
     /// The job.
     pub job: Job,
-    /// For a directory that a walk visits: what is in it, in the order to be visited.
-    pub children: Vec<TreePath>,
     /// Other names that were sent with it.
     pub links: Vec<TreePath>,
     /// Whether that was all; a staged file is not.
@@ -766,6 +774,6 @@ const DEFERRED_MAX: usize = 1024;
 impl BatchJob {
     /// Returns a job that is done, with nothing below it.
     pub fn done(job: Job) -> Self {
-        BatchJob { job, children: Vec::new(), links: Vec::new(), done: true, confirmed: true }
+        BatchJob { job, links: Vec::new(), done: true, confirmed: true }
     }
 }

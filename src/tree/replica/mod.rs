@@ -311,7 +311,8 @@ fn own_directory(parent: BorrowedFd<'_>, name: &str, owner: (u32, u32)) -> io::R
 
 /// Takes the lock, `None` if another process has it.
 fn lock(control: &OwnedFd) -> io::Result<Option<OwnedFd>> {
-    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    // For reading: what is open for writing would keep the file system from being made read-only.
+    let flags = OFlags::RDONLY | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let fd = rustix::fs::openat(control, "lock", flags, Mode::RUSR | Mode::WUSR)?;
     match rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(Some(fd)),
