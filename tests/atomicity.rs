@@ -24,7 +24,7 @@ fn check(path: &Path) -> u64 {
     number
 }
 
-fn reader_sees_whole_versions(replacements: u64, replace: impl Fn(&Path, &Path, u64)) {
+fn reader_sees_whole_versions(replacements: u64, burst: u64, replace: impl Fn(&Path, &Path, u64)) {
     let mut pair = Pair::new();
     let (file, temporary) = (pair.src.join("file"), pair.src.join("temporary"));
     fs::write(&file, version(0)).unwrap();
@@ -48,7 +48,7 @@ fn reader_sees_whole_versions(replacements: u64, replace: impl Fn(&Path, &Path, 
         for number in 1..=replacements {
             replace(&file, &temporary, number);
             // Flat out, most versions would be superseded before they are sent.
-            if number % 16 == 0 {
+            if number % burst == 0 {
                 std::thread::sleep(std::time::Duration::from_millis(2));
             }
         }
@@ -63,7 +63,7 @@ fn reader_sees_whole_versions(replacements: u64, replace: impl Fn(&Path, &Path, 
 
 #[test]
 fn reader_of_a_file_replaced_10_000_times() {
-    reader_sees_whole_versions(10_000, |file, temporary, number| {
+    reader_sees_whole_versions(10_000, 16, |file, temporary, number| {
         fs::write(temporary, version(number)).unwrap();
         fs::rename(temporary, file).unwrap();
     });
@@ -71,7 +71,7 @@ fn reader_of_a_file_replaced_10_000_times() {
 
 #[test]
 fn reader_of_a_file_exchanged_2_000_times() {
-    reader_sees_whole_versions(2_000, |file, temporary, number| {
+    reader_sees_whole_versions(2_000, 2, |file, temporary, number| {
         fs::write(temporary, version(number)).unwrap();
         common::operations::exchange(temporary, file).unwrap();
     });
