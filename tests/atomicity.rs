@@ -24,7 +24,12 @@ fn check(path: &Path) -> u64 {
     number
 }
 
-fn reader_sees_whole_versions(replacements: u64, burst: u64, replace: impl Fn(&Path, &Path, u64)) {
+fn reader_sees_whole_versions(
+    replacements: u64,
+    burst: u64,
+    rises: bool,
+    replace: impl Fn(&Path, &Path, u64),
+) {
     let mut pair = Pair::new();
     let (file, temporary) = (pair.src.join("file"), pair.src.join("temporary"));
     fs::write(&file, version(0)).unwrap();

@@ -195,7 +195,7 @@ impl Batch {
             .iter()
             .map(|job| match job.job.origin {
                 Origin::Commit(stage) => Some(stage),
-                Origin::Journal(_) | Origin::Walk(_) => None,
+                Origin::Journal(_) | Origin::Walk(_) | Origin::Again(_) => None,
             })
             .collect();
         let jobs = std::mem::take(&mut self.jobs);
@@ -406,7 +406,8 @@ impl<F: Feed> Reading<'_, F> {
             return Ok(BatchJob::done(job));
         };
         if opened.stamp().identity() != file.stamp().identity() {
-            // Another file is there now; a record of it is on its way.
+            // Another file is there now; its record may have been taken for this one's.
+            self.sender.handle_stage_replaced(stage);
             self.push(&Item::StageAbort { stage });
             return Ok(BatchJob::done(job));
         }

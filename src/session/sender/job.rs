@@ -1,6 +1,6 @@
 //! What a sender asks its shell to read, and what the shell says it saw.
 
-use crate::model::{Entry, Record, Timestamp, TreePath, What};
+use crate::model::{Entry, Record, Sequence, Timestamp, TreePath, What};
 use crate::tree::Identity;
 use crate::wire::{Content, StageId};
 
@@ -24,6 +24,9 @@ pub enum Origin {
     Walk(u64),
     /// A staged file is complete and is to be put in place.
     Commit(StageId),
+    /// A staged file was sent as it was read, or is another one now, and comes once more.
+    /// Nothing at or above the sequence is through before.
+    Again(Sequence),
 }
 
 /// What the shell saw at a path.

@@ -325,6 +325,10 @@ impl Sender {
         if look.entry.is_directory() {
             return Travel::As(Content::Keep, Vec::new());
         }
+        let is_regular = matches!(look.entry.kind, Kind::Regular { .. });
+        if is_regular && self.absorb(job) {
+            return Travel::Absorbed;
+        }
         let mut links = look.links.to_vec();
         if let Origin::Walk(number) = job.origin
             && let Some((_, walk)) = self.walks.iter_mut().find(|(walk, _)| *walk == number)
@@ -337,7 +341,6 @@ impl Sender {
                     links.clear(); // The others follow, each when the walk comes to it.
                 }
             }
-            let is_regular = matches!(look.entry.kind, Kind::Regular { .. });
             if let (Mode::Compare { trusted_until }, true) = (walk.mode, is_regular) {
                 return if look.ctime >= trusted_until.earlier_by_seconds(2) {
                     Travel::Digest(links)
@@ -421,7 +424,7 @@ impl Sender {
                     }
                 }
                 Origin::Commit(stage) if done => self.end_transfer(stage),
-                Origin::Commit(_) | Origin::Journal(_) => {}
+                Origin::Commit(_) | Origin::Journal(_) | Origin::Again(_) => {}
             }
         }
         self.put_back(again);
@@ -436,6 +439,7 @@ impl Sender {
         for job in jobs.into_iter().rev() {
             match job.origin {
                 Origin::Journal(record) => self.records.push_front(record),
+                Origin::Again(_) => self.deferred.push_front(job),
                 Origin::Walk(number) => {
                     if let Some((_, walk)) = self.walks.iter_mut().find(|(walk, _)| *walk == number)
                     {
@@ -467,6 +471,7 @@ impl Sender {
         let staged = self.transfers.iter().filter_map(|transfer| transfer.sequence);
         let deferred = self.deferred.iter().filter_map(|job| match &job.origin {
             Origin::Journal(record) => Some(record.sequence),
+            Origin::Again(sequence) => Some(*sequence),
             Origin::Walk(_) | Origin::Commit(_) => None,
         });
         let held = staged.chain(deferred).min();

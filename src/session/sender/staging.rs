@@ -2,7 +2,7 @@
 
 use super::{Job, Origin, Sender, Travel};
 use crate::model::limits::*;
-use crate::model::{Sequence, TreePath};
+use crate::model::{Sequence, TreePath, What};
 use crate::wire::StageId;
 
 /// A big file on its way.
@@ -16,6 +16,8 @@ pub(super) struct Transfer {
     pub(super) walk: Option<u64>,
     pub(super) phase: TransferPhase,
     pub(super) attempts: u32,
+    /// Whether the file must be sent once more when this is over.
+    pub(super) again: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,19 +29,25 @@ pub(super) enum TransferPhase {
 }
 
 impl Sender {
+    /// Returns whether the file at a job's path is on its way: its commit sends what is there
+    /// then, or has it sent once more, and so covers the job.
+    pub(super) fn absorb(&mut self, job: &Job) -> bool {
+        let through = self.through_sent.unwrap_or_default();
+        let Some(transfer) = self.transfers.iter_mut().find(|known| known.path == job.path) else {
+            return false;
+        };
+        let sequence = match &job.origin {
+            Origin::Journal(record) => Some(record.sequence),
+            Origin::Again(sequence) => Some(*sequence),
+            // The walk must not end before; one that waits already holds all marks back.
+            Origin::Walk(_) | Origin::Commit(_) => transfer.walk.is_none().then(|| through.next()),
+        };
+        transfer.sequence = transfer.sequence.into_iter().chain(sequence).min();
+        true
+    }
+
     /// Makes a stage for a big file, unless it is on its way already.
     pub(super) fn stage(&mut self, job: &Job) -> Travel {
-        let through = self.through_sent.unwrap_or_default();
-        let path = &job.path;
-        if let Some(transfer) = self.transfers.iter_mut().find(|transfer| transfer.path == *path) {
-            let sequence = match &job.origin {
-                Origin::Journal(record) => record.sequence,
-                Origin::Walk(_) | Origin::Commit(_) => through.next(),
-            };
-            transfer.sequence =
-                Some(transfer.sequence.map_or(sequence, |before| before.min(sequence)));
-            return Travel::Absorbed;
-        }
         if self.transfers.len() >= TRANSFERS_MAX {
             return Travel::Later;
         }
@@ -48,6 +56,7 @@ impl Sender {
         let (sequence, walk) = match &job.origin {
             Origin::Journal(record) => (Some(record.sequence), None),
             Origin::Walk(number) => (None, Some(*number)),
+            Origin::Again(sequence) => (Some(*sequence), None),
             Origin::Commit(_) => (None, None),
         };
         self.transfers.push(Transfer {
@@ -57,6 +66,7 @@ impl Sender {
             walk,
             phase: TransferPhase::Reading,
             attempts: 0,
+            again: false,
         });
         Travel::Stage(stage)
     }
@@ -90,8 +100,18 @@ impl Sender {
         let anew = transfer.attempts < TRANSFER_ATTEMPTS_MAX;
         if anew {
             transfer.phase = TransferPhase::Reading;
+        } else {
+            transfer.again = true;
         }
         anew
+    }
+
+    /// Says that the file at a stage's path is another one now: the stage is given up, and what
+    /// is there is sent.
+    pub fn handle_stage_replaced(&mut self, stage: StageId) {
+        if let Some(transfer) = self.transfer(stage) {
+            transfer.again = true;
+        }
     }
 
     /// Says that a staged file is gone, or cannot be read: it ends without being put in place.
@@ -118,6 +138,13 @@ impl Sender {
             && let Some((_, walk)) = self.walks.iter_mut().find(|(walk, _)| *walk == number)
         {
             walk.in_hand -= 1;
+            if transfer.again {
+                walk.push(transfer.path.clone());
+            }
+        }
+        if let (true, Some(sequence)) = (transfer.again, transfer.sequence) {
+            let origin = Origin::Again(sequence);
+            self.deferred.push_back(Job { path: transfer.path, what: What::CONTENT, origin });
         }
     }
 }
