@@ -59,7 +59,7 @@ pub enum Travel {
     Stage(StageId),
     /// Nothing now: it is staged already, and its commit will send what is there then.
     Absorbed,
-    /// Nothing now: too many files are staged. Give the job to [`Sender::defer`].
+    /// Nothing now: too many files are staged. Give the job to [`defer`](super::Sender::defer).
     Later,
 }
 
