@@ -194,7 +194,8 @@ impl Batch {
             .jobs
             .iter()
             .map(|job| match job.job.origin {
-                Origin::Commit(stage) => Some(stage),
+                // One that is read anew stays open.
+                Origin::Commit(stage) => job.done.then_some(stage),
                 Origin::Journal(_) | Origin::Walk(_) | Origin::Again(_) => None,
             })
             .collect();
