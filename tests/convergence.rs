@@ -270,8 +270,20 @@ fn with_frame<T>(bytes: &[u8], handle: impl FnOnce(mirror::wire::Frame<'_>, usiz
     handle(frame, length)
 }
 
-/// Runs one seed. Returns the differences that are left at the end, and what was done.
-fn run(seed: u64) -> (Vec<String>, Vec<String>, PathBuf) {
+/// How a seed ended.
+struct Outcome {
+    /// What is not equal.
+    differences: Vec<String>,
+    /// Whether it took a rescan to find all changes.
+    rescued: bool,
+    /// What was done.
+    log: Vec<String>,
+    /// Where the trees are, if they differ.
+    kept: PathBuf,
+}
+
+/// Runs one seed.
+fn run(seed: u64) -> Outcome {
     let directory = common::machine::scratch();
     let mut world = World::new(directory.path(), seed);
     let mut random = fastrand::Rng::with_seed(seed);
@@ -306,29 +318,43 @@ fn run(seed: u64) -> (Vec<String>, Vec<String>, PathBuf) {
     world.race.borrow_mut().budget = 0;
     world.race.borrow_mut().operations.close();
     let judge = Judge::new(directory.path().join("src"), directory.path().join("dst"));
-    let started = Instant::now();
-    let mut differences;
-    loop {
-        if world.link.is_none() {
-            world.connect();
-        }
-        let mut idle = 0;
-        while idle < 3 {
-            let moved = world.send() | world.deliver() | world.answer();
-            idle = if moved { 0 } else { idle + 1 };
-            if started.elapsed() > Duration::from_secs(40) {
-                break;
-            }
-        }
-        differences = judge.differences();
-        if differences.is_empty() || started.elapsed() > Duration::from_secs(8) {
-            break;
-        }
-        std::thread::sleep(Duration::from_millis(10));
+    let mut differences = world.settle(&judge, Duration::from_secs(5));
+    let rescued = !differences.is_empty();
+    if rescued {
+        // A file written through a link that was gone before anybody could look raised no event
+        // under its other names. That is what the periodic rescan is for.
+        world.source.feed().watch.rescan();
+        differences = world.settle(&judge, Duration::from_secs(5));
     }
     let log = std::mem::take(&mut world.race.borrow_mut().log);
     let kept = if differences.is_empty() { PathBuf::new() } else { directory.keep() };
-    (differences, log, kept)
+    Outcome { differences, rescued, log, kept }
+}
+
+impl World {
+    /// Lets both ends work undisturbed until the trees are equal, and returns what is not.
+    fn settle(&mut self, judge: &Judge, patience: Duration) -> Vec<String> {
+        let world = self;
+        let started = Instant::now();
+        loop {
+            if world.link.is_none() {
+                world.connect();
+            }
+            let mut idle = 0;
+            while idle < 3 {
+                let moved = world.send() | world.deliver() | world.answer();
+                idle = if moved { 0 } else { idle + 1 };
+                if started.elapsed() > Duration::from_secs(40) {
+                    break;
+                }
+            }
+            let differences = judge.differences();
+            if differences.is_empty() || started.elapsed() > patience {
+                return differences;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
 }
 
 #[test]
@@ -340,8 +366,12 @@ fn trees_converge_whatever_happens_between_a_read_and_its_use() {
         }
         Err(_) => 0..common::number_from_env("MIRROR_SEEDS", 150),
     };
+    let (mut count, mut rescued) = (0, 0);
     for seed in seeds {
-        let (differences, log, kept) = run(seed);
+        let outcome = run(seed);
+        count += 1;
+        rescued += u64::from(outcome.rescued);
+        let Outcome { differences, log, kept, .. } = outcome;
         assert!(
             differences.is_empty(),
             "MIRROR_SEED={seed} ({}):\n{}\nafter:\n{}",
@@ -350,4 +380,6 @@ fn trees_converge_whatever_happens_between_a_read_and_its_use() {
             log.join("\n")
         );
     }
+    println!("{rescued} of {count} seeds needed a rescan");
+    assert!(rescued <= 1 + count / 50, "{rescued} of {count} seeds needed a rescan");
 }

@@ -178,6 +178,12 @@ impl Watch {
         self.on_listed = Some(hook);
     }
 
+    /// Looks through the whole tree now, as it is done each rescan interval, for what raised no
+    /// event.
+    pub fn rescan(&mut self) {
+        self.rescan_at = self.started;
+    }
+
     /// Returns how many directories are known, and how many of them could not be watched.
     pub fn directories(&self) -> (usize, usize) {
         (self.nodes.len(), self.unwatched.len())
