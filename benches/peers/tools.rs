@@ -31,6 +31,11 @@ impl Tool {
         }
     }
 
+    /// lsyncd does not, so it is not waited for.
+    pub fn keeps_directory_times(self) -> bool {
+        self != Tool::Lsyncd
+    }
+
     /// Returns why it cannot be used here.
     pub fn missing(self) -> Option<String> {
         let needed: &[&str] = match self {
@@ -97,6 +102,12 @@ impl Live {
         let lsyncd = Process::spawn(command, &log).map_err(|error| error.to_string())?;
         let processes = vec![lsyncd, daemon.process];
         Ok(Live { tool: Tool::Lsyncd, processes, _scratch: scratch })
+    }
+
+    /// Returns whether it says that its initial sync is over, as far as it says that at all.
+    pub fn says_initial_done(&self) -> bool {
+        // lsyncd: "Startup of …/ -> … finished."
+        self.tool != Tool::Lsyncd || self.processes[0].log().contains(" finished.")
     }
 
     /// Returns CPU seconds of all processes and their children.
