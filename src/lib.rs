@@ -24,7 +24,12 @@
 //! The journal says *what changed*; what is sent is the *state at that path when its turn
 //! comes*. Renames overtake states: how they are kept in step is told in [`session`].
 
+pub mod cli;
+pub mod event_loop;
+pub mod journal;
 pub mod model;
 pub mod role;
+pub mod session;
 pub mod tree;
+pub mod watch;
 pub mod wire;

@@ -49,7 +49,7 @@ fn reader_sees_whole_versions(replacements: u64, replace: impl Fn(&Path, &Path, 
             replace(&file, &temporary, number);
             // Flat out, most versions would be superseded before they are sent.
             if number % 16 == 0 {
-                std::thread::sleep(std::time::Duration::from_micros(500));
+                std::thread::sleep(std::time::Duration::from_millis(2));
             }
         }
         pair.wait_for("the last version", || check(&replica) == replacements);

@@ -28,7 +28,7 @@ fn fill(root: &Path, directories: usize, files: usize) {
 /// Does what an overflow must not lose: moves, old times, removals, attributes, new trees.
 fn change_a_lot(pair: &Pair) {
     fs::rename(pair.src.join("1"), pair.src.join("moved")).unwrap();
-    fs::rename(pair.src.join("2"), pair.src.join("moved/2")).unwrap();
+    fs::rename(pair.src.join("2"), pair.src.join("moved/two")).unwrap();
     fs::remove_dir_all(pair.src.join("3")).unwrap();
     fs::remove_file(pair.src.join("4/4")).unwrap();
     fs::write(pair.src.join("5/5"), "changed").unwrap();
@@ -234,7 +234,7 @@ fn read_only_disk_is_waited_for() {
     }
     fs::write(pair.src.join("new"), "new").unwrap();
     fs::remove_file(pair.src.join("1/1")).unwrap();
-    fs::rename(pair.src.join("2"), pair.src.join("3/2")).unwrap();
+    fs::rename(pair.src.join("2"), pair.src.join("3/two")).unwrap();
     std::thread::sleep(Duration::from_secs(2));
     assert!(pair.sink().is_running(), "ended: {}", pair.sink().log());
     assert!(pair.dst.join("1/1").exists());
@@ -327,7 +327,9 @@ fn unreadable_directory_is_not_a_deletion() {
     }
     let mut pair = Pair::new();
     fill(&pair.src, 5, 5);
-    for path in [pair.scratch.path(), &pair.source_state, &pair.src] {
+    // Nobody owns its state, and may read the tree.
+    std::os::unix::fs::chown(&pair.source_state, Some(65534), Some(65534)).unwrap();
+    for path in [pair.scratch.path(), &pair.src] {
         let mode = std::os::unix::fs::PermissionsExt::from_mode(0o777);
         fs::set_permissions(path, mode).unwrap();
     }

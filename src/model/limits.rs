@@ -55,7 +55,7 @@ pub const SENT_PATHS_MAX: usize = 65_536;
 pub const RECORDS_READ_MAX: usize = 1024;
 
 /// Most paths that a sink asks for one by one before it asks for the whole tree.
-pub const NEEDS_MAX: usize = 1024;
+pub const NEEDS_MAX: usize = 4096;
 
 /// Largest extended attribute value, in bytes (`XATTR_SIZE_MAX`).
 pub const XATTR_BYTES_MAX: usize = 64 << 10;
@@ -74,6 +74,42 @@ pub const BACKOFF_MS_MIN: u64 = 100;
 /// See [`BACKOFF_MS_MIN`].
 pub const BACKOFF_MS_MAX: u64 = 5_000;
 
+/// Size of a journal when nothing else is asked for, in bytes: millions of records.
+pub const JOURNAL_BYTES_DEFAULT: u64 = 256 << 20;
+
+/// Smallest journal, in bytes; a smaller wish is taken as this, or a few long paths would fill it.
+pub const JOURNAL_BYTES_MIN: u64 = 1 << 20;
+
+/// Segments that a full journal is made of: what falls off at once is this part of it.
+pub const JOURNAL_SEGMENTS: u64 = 16;
+
+/// Most segments of a journal, whatever their size, for each unclean end leaves a short one.
+pub const JOURNAL_SEGMENTS_MAX: usize = 1024;
+
+/// Size at which the smallest segment is finished, in bytes.
+pub const SEGMENT_BYTES_MIN: u64 = 64 << 10;
+
+/// Size at which the largest segment is finished, in bytes. Each is synchronised when it is.
+pub const SEGMENT_BYTES_MAX: u64 = 16 << 20;
+
+/// Largest encoded record, in bytes: two paths and some numbers.
+pub const RECORD_BYTES_MAX: usize = 2 * PATH_BYTES_MAX + 64;
+
+/// Sequences that are reserved durably at once, so that this costs nothing for each record.
+pub const SEQUENCES_RESERVED: u64 = 65_536;
+
+/// Most bytes of the journal's newest segment that are kept in memory for cursors at its head.
+pub const JOURNAL_TAIL_BYTES_MAX: usize = 1 << 20;
+
+/// Bytes that a cursor behind the tail reads from a segment at once.
+pub const JOURNAL_BUFFER_BYTES: usize = 128 << 10;
+
+/// Distance of two places of a segment that are indexed, in bytes: what a new cursor skips.
+pub const JOURNAL_INDEX_BYTES: u64 = 64 << 10;
+
+/// Largest state file, in bytes: a checkpoint with every need that a sink keeps, with room.
+pub const STATE_FILE_BYTES_MAX: usize = 512 << 20;
+
 const _: () = assert!(CHUNK_BYTES_MAX + PATH_BYTES_MAX + 4096 <= FRAME_BYTES_MAX);
 const _: () =
     assert!(FRAME_BYTES_TARGET + INLINE_BYTES_MAX + 4 * PATH_BYTES_MAX <= FRAME_BYTES_MAX);
@@ -82,3 +118,7 @@ const _: () = assert!(FRAME_BYTES_MAX as u64 <= WINDOW_CHUNK_BYTES_MAX);
 const _: () = assert!(WINDOW_CHUNK_BYTES_MAX <= WINDOW_BYTES_MAX);
 const _: () = assert!(ACK_BYTES_MAX < WINDOW_CHUNK_BYTES_MAX);
 const _: () = assert!(HEARTBEAT_MS * 2 < SILENCE_MS_MAX);
+const _: () = assert!(JOURNAL_SEGMENTS * SEGMENT_BYTES_MIN <= JOURNAL_BYTES_MIN);
+const _: () = assert!(4 * RECORD_BYTES_MAX as u64 <= JOURNAL_BYTES_MIN);
+const _: () = assert!(RECORD_BYTES_MAX <= JOURNAL_TAIL_BYTES_MAX);
+const _: () = assert!(NEEDS_MAX * (PATH_BYTES_MAX + 16) + 4096 <= STATE_FILE_BYTES_MAX);

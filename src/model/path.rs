@@ -131,6 +131,13 @@ impl TreePath {
         })
     }
 
+    /// Returns whether the path is ours and never mirrored: `.mirror` in the root and what is in
+    /// it, and stages beside their targets.
+    pub fn is_reserved(&self) -> bool {
+        self.names().next() == Some(CONTROL_NAME.as_bytes())
+            || self.names().any(|name| name.starts_with(STAGE_PREFIX.as_bytes()))
+    }
+
     /// Returns the part below `ancestor`, without a leading slash.
     fn suffix(&self, ancestor: &TreePath) -> Option<&[u8]> {
         if ancestor.is_root() {
@@ -144,6 +151,12 @@ impl TreePath {
         }
     }
 }
+
+/// The directory of a replica that holds its checkpoint and its stages.
+pub const CONTROL_NAME: &str = ".mirror";
+
+/// How the names of stages begin that cannot be in the control directory.
+pub const STAGE_PREFIX: &str = ".mirror-stage-";
 
 /// One entry's name in its directory, checked by [`check_name`] before it is made.
 pub type Name = Vec<u8>;

@@ -73,8 +73,10 @@ pub struct What(u8);
 impl What {
     /// Owner, mode, times, extended attributes. Every change of an entry covers these.
     pub const ATTRIBUTES: What = What(1);
+    /// A name was added to a file that has others: that it is there, and one file with them.
+    pub const NAME: What = What(4 | 1);
     /// A file's content, a directory's names, and whether the entry is there at all.
-    pub const CONTENT: What = What(2 | 1);
+    pub const CONTENT: What = What(4 | 2 | 1);
 
     /// Returns whether this includes all of `other`.
     pub fn covers(self, other: What) -> bool {

@@ -79,11 +79,14 @@ impl RenameIndex {
         path
     }
 
-    /// Returns whether a rename above `sequence` has an end at, above or under `path`.
+    /// Returns whether a rename above `sequence` takes something away at, above or under
+    /// `path`: what was read there may be what has moved, or not.
+    ///
+    /// What a rename puts there does not matter. Its record follows, overwrites what the
+    /// downstream has at its target, and brings what the downstream had at its origin, which is
+    /// true or has a record of its own.
     pub fn touches(&self, path: &TreePath, sequence: Sequence) -> bool {
-        self.after(sequence).any(|(_, change)| {
-            change.ends().is_some_and(|(from, to)| path.is_related(from) || path.is_related(to))
-        })
+        self.after(sequence).any(|(_, change)| moved_ends(change).any(|end| path.is_related(end)))
     }
 
     /// Returns the number of the first rename from `next` on that moves `path`.
@@ -148,6 +151,7 @@ mod tests {
         assert_eq!(index.translate(&path("b/x"), Sequence(4)), path("z"));
         assert_eq!(index.translate(&path("z"), Sequence(6)), path("y"));
         assert!(index.touches(&path("b"), Sequence(3)));
+        assert!(index.touches(&path("a/deeper"), Sequence(0)));
         assert!(!index.touches(&path("q"), Sequence(0)));
     }
 

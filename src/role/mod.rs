@@ -3,6 +3,19 @@
 //! A role is driven by the event loop and names no socket itself: frames come in and go out as
 //! bytes, each belonging to a [`LinkId`].
 
+mod batch;
+mod checkpointer;
+pub mod feed;
+pub mod identity;
+pub mod options;
+mod sink;
+mod source;
+
+pub use feed::{Confirmation, Feed, FeedEvent};
+pub use options::{SinkOptions, SourceOptions};
+pub use sink::Sink;
+pub use source::Source;
+
 use std::os::fd::BorrowedFd;
 use std::time::Instant;
 

@@ -3,6 +3,11 @@
 //! No call here follows a symbolic link or leaves the root: every path is resolved by
 //! [`Root`] with `openat2` and `RESOLVE_BENEATH`, every last name with no-follow flags.
 
+pub mod metadata;
+pub mod reader;
+pub mod replica;
 pub mod root;
 
+pub use reader::{Holder, Opened, Reader, Seen, StageRead, StageReader};
+pub use replica::{Applied, ApplyError, Replica, ReplicaError};
 pub use root::{Identity, Root};

@@ -78,6 +78,11 @@ impl Root {
 
     /// As [`Root::open_directory`]; `path` is the bytes of a [`TreePath`].
     pub fn open_directory_bytes(&self, path: &[u8]) -> io::Result<OwnedFd> {
+        self.open_beneath_bytes(path, OFlags::RDONLY | OFlags::DIRECTORY)
+    }
+
+    /// Opens the entry at `path`, however deep it is, with `flags` for its last name.
+    pub fn open_beneath_bytes(&self, path: &[u8], flags: OFlags) -> io::Result<OwnedFd> {
         let mut rest = path;
         let mut directory: Option<OwnedFd> = None;
         loop {
@@ -93,14 +98,10 @@ impl Root {
             };
             let piece = if piece.is_empty() { &b"."[..] } else { piece };
             let at = directory.as_ref().map_or(self.fd.as_fd(), AsFd::as_fd);
-            let fd = open_beneath(at, piece, OFlags::RDONLY | OFlags::DIRECTORY)?;
-            match after {
-                Some(after) => {
-                    directory = Some(fd);
-                    rest = after;
-                }
-                None => return Ok(fd),
-            }
+            let Some(after) = after else { return Ok(open_beneath(at, piece, flags)?) };
+            // On the way only search permission is needed, as within one call.
+            directory = Some(open_beneath(at, piece, OFlags::PATH | OFlags::DIRECTORY)?);
+            rest = after;
         }
     }
 }

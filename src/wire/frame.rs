@@ -351,7 +351,8 @@ mod tests {
     #[test]
     fn a_path_out_of_the_tree_does_not_decode() {
         let good = TreePath::new("aa/b").unwrap();
-        let bytes = encode_message(&Message::Need { id: 1, path: good, content: true });
+        let bytes =
+            encode_message(&Message::Need { id: 1, path: good, content: true, moved: Sequence(0) });
         let mut payload = bytes[HEADER_BYTES..].to_vec();
         let at = payload.windows(4).position(|window| window == b"aa/b").unwrap();
         payload[at..at + 2].copy_from_slice(b"..");

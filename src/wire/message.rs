@@ -52,6 +52,8 @@ pub enum Message {
         path: TreePath,
         /// Whether content must travel; else the subtree is compared.
         content: bool,
+        /// The path is as of this rename.
+        moved: Sequence,
     },
     /// From the upstream, while nothing else is sent.
     Heartbeat {

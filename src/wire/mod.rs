@@ -8,3 +8,4 @@ pub use frame::{Frame, FrameDecoder, FrameError, FrameKind, ItemsFrame, encode_m
 pub use message::{
     Content, DownstreamHello, Item, Message, Plan, Refusal, StageId, UpstreamHello, Versions,
 };
+pub use url::{HostPort, Url, UrlError};

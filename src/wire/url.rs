@@ -99,7 +99,7 @@ impl HostPort {
     /// Returns whether the host is this machine by its name or address alone.
     pub fn is_loopback(&self) -> bool {
         self.host == "localhost"
-            || self.host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
+            || self.host.parse::<core::net::IpAddr>().is_ok_and(|address| address.is_loopback())
     }
 }
 

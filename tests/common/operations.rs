@@ -833,8 +833,7 @@ const TABLE: &[(u32, &str, Operation)] = &[
 ];
 
 const NAMES: &[&[u8]] = &[b"a", b"b", b"c", b"d"];
-const UNUSUAL: &[&[u8]] =
-    &[b"not\xffutf8", b"new\nline", b" ", b"-rf", b"\\", b"*?[", b".mirror", b"~a"];
+const UNUSUAL: &[&[u8]] = &[b"not\xffutf8", b"new\nline", b" ", b"-rf", b"\\", b"*?[", b"~a"];
 
 /// Levels of entries below the root.
 const DEPTH_MAX: usize = 5;

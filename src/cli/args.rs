@@ -1,0 +1,208 @@
+//! What people type.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use bytesize::ByteSize;
+use clap::{ArgAction, Parser, Subcommand, ValueEnum};
+
+use crate::wire::Url;
+
+/// Keeps copies of a directory tree on other hosts identical within milliseconds.
+#[derive(Debug, Parser)]
+#[command(
+    version,
+    after_help = "\
+Examples:
+  Mirror a directory to another one, live, until Ctrl-C:
+    mirror copy --follow /srv/site /backup/site
+
+  The same from host to host, in a network that you trust:
+    a$ mirror source --listen tcp://[::]:6477 --insecure-plaintext /srv/site
+    b$ mirror sink --insecure-plaintext tcp://a:6477 /backup/site
+
+Exit status: 0 success, 1 failure, 2 usage, 3 finished but some entries had problems.
+More: man mirror, man mirror-protocol."
+)]
+pub struct Args {
+    /// What is logged and how.
+    #[command(flatten)]
+    pub log: LogArgs,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What is logged and how.
+#[derive(Debug, Clone, clap::Args)]
+pub struct LogArgs {
+    /// Logs more: once for what happens to connections, twice for everything.
+    #[arg(short, long, action = ArgAction::Count, global = true)]
+    pub verbose: u8,
+    /// Logs warnings and errors only; twice: errors only.
+    #[arg(short, long, action = ArgAction::Count, global = true, conflicts_with = "verbose")]
+    pub quiet: u8,
+    /// How log lines look on standard error.
+    #[arg(long, value_enum, default_value_t = LogFormat::Text, global = true)]
+    pub log_format: LogFormat,
+}
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Watches a tree and serves its changes to any number of sinks.
+    Source(SourceArgs),
+    /// Makes a directory equal to an upstream's tree and keeps it so.
+    Sink(SinkArgs),
+    /// Follows an upstream and serves others from its replica (not built yet).
+    Relay(RelayArgs),
+    /// Makes one directory equal to another by a source and a sink in one process.
+    Copy(CopyArgs),
+}
+
+/// `mirror source`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  Serve a site to sinks on this machine:
+    mirror source --listen unix:/run/site.sock /srv/site
+
+  Serve it in a network that you trust, to nobody else's eyes:
+    mirror source --listen tcp://10.0.0.1:6477 --insecure-plaintext /srv/site
+
+A tree with more directories than the kernel lets you watch is rescanned where it is not
+watched; the log then says how to raise fs.inotify.max_user_watches.")]
+pub struct SourceArgs {
+    /// Accepts sinks at this address, tcp://HOST:PORT or unix:/PATH; may be given many times.
+    #[arg(long, value_name = "URL")]
+    pub listen: Vec<Url>,
+    /// Keeps the journal and everything else about the tree here, outside ROOT.
+    #[arg(long, value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
+    /// Lets the journal take this much of the disk; sinks further behind compare trees.
+    #[arg(long, value_name = "SIZE", default_value = "256MiB")]
+    pub journal_size: ByteSize,
+    /// Looks this often for changes that the kernel does not report (long-lived mmaps).
+    #[arg(long, value_name = "TIME", default_value = "1h", value_parser = positive_duration)]
+    pub rescan_interval: Duration,
+    /// Takes ROOT as the tree although it is not the directory or file system it was before.
+    #[arg(long)]
+    pub accept_root: bool,
+    /// Lets tcp:// go off this machine: anybody on the way can read and change everything.
+    #[arg(long)]
+    pub insecure_plaintext: bool,
+    /// The directory to watch.
+    pub root: PathBuf,
+}
+
+/// `mirror sink`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  Follow a source on this machine into an empty directory:
+    mirror sink unix:/run/site.sock /backup/site
+
+  Turn an old copy, made by other means, into a replica; what is equal is kept:
+    mirror sink --adopt unix:/run/site.sock /backup/site
+
+Everything in ROOT that the upstream does not have is removed, which is why a directory that
+is not empty and was never a replica is refused without --adopt.")]
+pub struct SinkArgs {
+    /// Keeps what belongs to this sink but not to its tree here, outside ROOT.
+    #[arg(long, value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
+    /// Takes a ROOT that is not empty and was never a replica; what differs is overwritten.
+    #[arg(long)]
+    pub adopt: bool,
+    /// Makes what was applied durable this often.
+    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = positive_duration)]
+    pub checkpoint_interval: Duration,
+    /// Lets tcp:// go off this machine: anybody on the way can read and change everything.
+    #[arg(long)]
+    pub insecure_plaintext: bool,
+    /// Where the source is: tcp://HOST:PORT or unix:/PATH.
+    pub upstream: Url,
+    /// The directory that becomes a replica.
+    pub root: PathBuf,
+}
+
+/// `mirror relay`.
+#[derive(Debug, clap::Args)]
+pub struct RelayArgs {
+    /// Accepts sinks at this address; may be given many times.
+    #[arg(long, value_name = "URL")]
+    pub listen: Vec<Url>,
+    /// Keeps the journal and everything else about the tree here, outside ROOT.
+    #[arg(long, value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
+    /// Where the upstream is.
+    pub upstream: Url,
+    /// The directory that becomes a replica.
+    pub root: PathBuf,
+}
+
+/// `mirror copy`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  Keep a second directory equal to the first until Ctrl-C:
+    mirror copy --follow /srv/site /backup/site
+
+DST is made if it does not exist. Everything in it that SRC does not have is removed, which
+is why a DST that is not empty and was never a replica is refused without --adopt.")]
+pub struct CopyArgs {
+    /// Goes on after both are equal and mirrors every change until a signal ends it.
+    #[arg(long)]
+    pub follow: bool,
+    /// Keeps the journal and everything else about SRC here, outside SRC and DST.
+    #[arg(long, value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
+    /// Takes a DST that is not empty and was never a replica; what differs is overwritten.
+    #[arg(long)]
+    pub adopt: bool,
+    /// The directory to copy; with a host in front (HOST:SRC) not built yet.
+    #[arg(value_name = "[USER@HOST:]SRC")]
+    pub source: PathBuf,
+    /// The directory that becomes equal to it.
+    #[arg(value_name = "[USER@HOST:]DST")]
+    pub destination: PathBuf,
+}
+
+fn positive_duration(text: &str) -> Result<Duration, String> {
+    match humantime::parse_duration(text) {
+        Ok(Duration::ZERO) => Err("must be more than nothing".to_string()),
+        Ok(duration) => Ok(duration),
+        Err(error) => Err(format!("{error}; write it like 5s, 10m or 1h")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_definition_is_sound() {
+        use clap::CommandFactory;
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn defaults_are_those_of_the_manual() {
+        let args = Args::parse_from(["mirror", "source", "/srv"]);
+        let Command::Source(source) = args.command else { panic!() };
+        assert_eq!(source.journal_size, ByteSize::mib(256));
+        assert_eq!(source.rescan_interval, Duration::from_secs(3600));
+        let args = Args::parse_from(["mirror", "sink", "tcp://localhost", "/srv"]);
+        let Command::Sink(sink) = args.command else { panic!() };
+        assert_eq!(sink.checkpoint_interval, Duration::from_secs(5));
+    }
+}

@@ -1,0 +1,339 @@
+//! What the program uses: the arguments, checked against each other, the environment and the
+//! file system.
+
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::Context;
+
+use super::Failure;
+use super::args::{Args, Command, CopyArgs, SinkArgs, SourceArgs};
+use super::state_dir::{name_of, real_path};
+use crate::role::{SinkOptions, SourceOptions};
+use crate::wire::Url;
+
+/// Smallest journal, in bytes: below this a segment would hold next to nothing.
+const JOURNAL_BYTES_MIN: u64 = 1 << 20;
+
+/// What a copy's source and sink have no options for.
+const COPY_JOURNAL_BYTES: u64 = 256 << 20;
+const COPY_RESCAN_INTERVAL: Duration = Duration::from_secs(3600);
+const COPY_CHECKPOINT_INTERVAL: Duration = Duration::from_secs(5);
+
+/// What to do, and where its state is.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Config {
+    /// To be locked for as long as the program runs; it may not exist yet.
+    pub state_dir: PathBuf,
+    /// What to do.
+    pub job: Job,
+}
+
+/// What to do.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Job {
+    /// Serve a tree.
+    Source {
+        /// How.
+        options: SourceOptions,
+        /// Where.
+        listen: Vec<Url>,
+    },
+    /// Follow an upstream.
+    Sink {
+        /// How.
+        options: SinkOptions,
+        /// Which.
+        upstream: Url,
+    },
+    /// Keep one directory equal to another of this machine.
+    CopyFollow {
+        /// The one.
+        source: SourceOptions,
+        /// The other; its root may not exist yet.
+        sink: SinkOptions,
+    },
+}
+
+/// What the environment says about where state belongs.
+#[derive(Debug, Clone, Default)]
+pub struct Environment {
+    /// `$STATE_DIRECTORY`, which systemd sets.
+    pub state_directory: Option<OsString>,
+    /// `$XDG_STATE_HOME`.
+    pub xdg_state_home: Option<OsString>,
+    /// `$HOME`.
+    pub home: Option<OsString>,
+    /// Whether the process may write to `/var/lib`.
+    pub is_root: bool,
+}
+
+impl Environment {
+    /// Returns the process's own.
+    pub fn of_process() -> Environment {
+        let set = |name| std::env::var_os(name).filter(|value| !value.is_empty());
+        Environment {
+            state_directory: set("STATE_DIRECTORY"),
+            xdg_state_home: set("XDG_STATE_HOME"),
+            home: set("HOME"),
+            is_root: rustix::process::geteuid().is_root(),
+        }
+    }
+
+    /// Returns the state directory of the tree at `root`; `kind` keeps apart what two uses of
+    /// one tree know about it.
+    fn state_dir(&self, kind: &str, root: &Path) -> Result<PathBuf, Failure> {
+        if let Some(given) = &self.state_directory {
+            // systemd separates several by colons; the first is the unit's main one.
+            let first = given.as_bytes().split(|byte| *byte == b':').next().unwrap_or_default();
+            return Ok(PathBuf::from(std::ffi::OsStr::from_bytes(first)));
+        }
+        let base = if self.is_root {
+            PathBuf::from("/var/lib")
+        } else if let Some(state) = &self.xdg_state_home {
+            PathBuf::from(state)
+        } else if let Some(home) = &self.home {
+            Path::new(home).join(".local/state")
+        } else {
+            return Err(Failure::Usage(
+                "there is no place for the state: neither XDG_STATE_HOME nor HOME is set; \
+                 use --state-dir DIR"
+                    .to_string(),
+            ));
+        };
+        Ok(base.join("mirror").join(kind).join(name_of(root)))
+    }
+}
+
+impl Config {
+    /// Checks what was typed.
+    pub fn new(args: Args, environment: &Environment) -> Result<Config, Failure> {
+        match args.command {
+            Command::Source(args) => source(args, environment),
+            Command::Sink(args) => sink(args, environment),
+            Command::Relay(_) => Err(Failure::Usage(
+                "mirror relay is not built yet; let each sink follow the source itself".to_string(),
+            )),
+            Command::Copy(args) => copy(args, environment),
+        }
+    }
+}
+
+fn source(args: SourceArgs, environment: &Environment) -> Result<Config, Failure> {
+    if args.listen.is_empty() {
+        return Err(Failure::Usage(
+            "--listen is missing: its default, tls://[::]:6477, is not built yet; write \
+             --listen unix:/PATH, or --listen tcp://HOST:PORT"
+                .to_string(),
+        ));
+    }
+    for url in &args.listen {
+        check_transport(url, args.insecure_plaintext)?;
+    }
+    if args.journal_size.as_u64() < JOURNAL_BYTES_MIN {
+        return Err(Failure::Usage(format!(
+            "--journal-size {} is too small; it must be at least 1MiB",
+            args.journal_size
+        )));
+    }
+    let root = real_directory(&args.root)?;
+    for url in &args.listen {
+        check_socket_outside(url, &root)?;
+    }
+    let state_dir = state_dir(args.state_dir, environment, "", &root)?;
+    check_outside(&state_dir, &root)?;
+    let options = SourceOptions {
+        root,
+        state_dir: state_dir.clone(),
+        journal_bytes: args.journal_size.as_u64(),
+        rescan_interval: args.rescan_interval,
+        accept_root: args.accept_root,
+        lock_root: true,
+    };
+    Ok(Config { state_dir, job: Job::Source { options, listen: args.listen } })
+}
+
+fn sink(args: SinkArgs, environment: &Environment) -> Result<Config, Failure> {
+    check_transport(&args.upstream, args.insecure_plaintext)?;
+    let root = real_directory(&args.root)?;
+    let state_dir = state_dir(args.state_dir, environment, "", &root)?;
+    check_outside(&state_dir, &root)?;
+    let options = SinkOptions {
+        root,
+        state_dir: state_dir.clone(),
+        adopt: args.adopt,
+        checkpoint_interval: args.checkpoint_interval,
+    };
+    Ok(Config { state_dir, job: Job::Sink { options, upstream: args.upstream } })
+}
+
+fn copy(args: CopyArgs, environment: &Environment) -> Result<Config, Failure> {
+    for path in [&args.source, &args.destination] {
+        if names_a_host(path) {
+            return Err(Failure::Usage(format!(
+                "{}: copying to or from another host is not built yet; run mirror source there \
+                 and mirror sink here, or write ./{} for a path with a colon",
+                path.display(),
+                path.display()
+            )));
+        }
+    }
+    if !args.follow {
+        return Err(Failure::Usage(
+            "mirror copy without --follow is not built yet; add --follow and end it by Ctrl-C"
+                .to_string(),
+        ));
+    }
+    let source_root = real_directory(&args.source)?;
+    let sink_root = if args.destination.exists() {
+        real_directory(&args.destination)?
+    } else {
+        real_path(&args.destination)
+            .with_context(|| format!("cannot use {}", args.destination.display()))?
+    };
+    let nested = |outer: &Path, inner: &Path| {
+        Failure::Usage(format!(
+            "{} lies inside {}; a tree cannot be mirrored into itself, choose two directories \
+             apart",
+            inner.display(),
+            outer.display()
+        ))
+    };
+    if sink_root.starts_with(&source_root) {
+        return Err(nested(&source_root, &sink_root));
+    }
+    if source_root.starts_with(&sink_root) {
+        return Err(nested(&sink_root, &source_root));
+    }
+    let state_dir = state_dir(args.state_dir, environment, "copy", &source_root)?;
+    check_outside(&state_dir, &source_root)?;
+    check_outside(&state_dir, &sink_root)?;
+    let source = SourceOptions {
+        root: source_root,
+        state_dir: state_dir.join("source"),
+        journal_bytes: COPY_JOURNAL_BYTES,
+        rescan_interval: COPY_RESCAN_INTERVAL,
+        accept_root: false,
+        // Copies of one tree to several places may run side by side, and beside a source.
+        lock_root: false,
+    };
+    let sink = SinkOptions {
+        root: sink_root,
+        state_dir: state_dir.join("sink"),
+        adopt: args.adopt,
+        checkpoint_interval: COPY_CHECKPOINT_INTERVAL,
+    };
+    Ok(Config { state_dir, job: Job::CopyFollow { source, sink } })
+}
+
+/// Refuses what is not built and what would send everything in the clear unasked.
+fn check_transport(url: &Url, insecure_plaintext: bool) -> Result<(), Failure> {
+    match url {
+        Url::Unix(_) => Ok(()),
+        Url::Tcp(at) if at.is_loopback() || insecure_plaintext => Ok(()),
+        Url::Tcp(_) => Err(Failure::Usage(format!(
+            "{url} is plaintext: anybody on the way could read and change everything; if the \
+             network is one that you trust, say --insecure-plaintext (on both ends)"
+        ))),
+        Url::Tls(at) => Err(Failure::Usage(format!(
+            "{url}: TLS is not built yet; in a network that you trust write tcp://{at} \
+             --insecure-plaintext (on both ends), on one machine unix:/PATH"
+        ))),
+        Url::Ssh(_) => Err(Failure::Usage(format!(
+            "{url}: ssh:// is not built yet; forward a port by ssh -L and write \
+             tcp://localhost:PORT"
+        ))),
+    }
+}
+
+/// Returns the real path of a directory that must exist.
+fn real_directory(path: &Path) -> Result<PathBuf, Failure> {
+    let real = path.canonicalize().with_context(|| format!("cannot use {}", path.display()))?;
+    if !real.is_dir() {
+        return Err(anyhow::anyhow!("{} is not a directory; name one", path.display()).into());
+    }
+    Ok(real)
+}
+
+fn state_dir(
+    given: Option<PathBuf>,
+    environment: &Environment,
+    kind: &str,
+    root: &Path,
+) -> Result<PathBuf, Failure> {
+    let path = match given {
+        Some(path) => path,
+        None => environment.state_dir(kind, root)?,
+    };
+    let real = real_path(&path)
+        .with_context(|| format!("cannot use the state directory {}", path.display()))?;
+    Ok(real)
+}
+
+/// What is kept about a tree must not become part of it.
+fn check_outside(state_dir: &Path, root: &Path) -> Result<(), Failure> {
+    if state_dir.starts_with(root) {
+        return Err(Failure::Usage(format!(
+            "the state directory {} lies inside the tree {}; choose another by --state-dir",
+            state_dir.display(),
+            root.display()
+        )));
+    }
+    Ok(())
+}
+
+/// A source writes nothing inside its tree, not even the file of its socket.
+fn check_socket_outside(url: &Url, root: &Path) -> Result<(), Failure> {
+    if let Url::Unix(path) = url
+        && real_path(path).is_ok_and(|path| path.starts_with(root))
+    {
+        return Err(Failure::Usage(format!(
+            "{url} lies inside the tree {}; put the socket elsewhere, as in unix:/run/NAME.sock",
+            root.display()
+        )));
+    }
+    Ok(())
+}
+
+/// Returns whether `path` is written as `HOST:PATH`: a colon comes before any slash.
+fn names_a_host(path: &Path) -> bool {
+    let bytes = path.as_os_str().as_bytes();
+    bytes.iter().find(|byte| matches!(byte, b':' | b'/')) == Some(&b':')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn state_has_its_place_for_everybody() {
+        let root = Path::new("/srv/site");
+        let mut environment = Environment { is_root: true, ..Environment::default() };
+        let place = |environment: &Environment, kind| environment.state_dir(kind, root).unwrap();
+        assert_eq!(place(&environment, ""), Path::new("/var/lib/mirror/srv-site"));
+        assert_eq!(place(&environment, "copy"), Path::new("/var/lib/mirror/copy/srv-site"));
+        environment.is_root = false;
+        assert!(matches!(environment.state_dir("", root), Err(Failure::Usage(_))));
+        environment.home = Some("/home/me".into());
+        assert_eq!(place(&environment, ""), Path::new("/home/me/.local/state/mirror/srv-site"));
+        environment.xdg_state_home = Some("/state".into());
+        assert_eq!(place(&environment, ""), Path::new("/state/mirror/srv-site"));
+        environment.state_directory = Some("/run/a:/run/b".into());
+        assert_eq!(place(&environment, ""), Path::new("/run/a"));
+    }
+
+    #[test]
+    fn a_colon_before_a_slash_names_a_host() {
+        for (path, is_host) in [
+            ("host:dir", true),
+            ("me@host:/dir", true),
+            ("./a:b", false),
+            ("/a:b", false),
+            ("a", false),
+        ] {
+            assert_eq!(names_a_host(Path::new(path)), is_host, "{path}");
+        }
+    }
+}

@@ -1,0 +1,81 @@
+//! The command line: parse, check, hand over, exit status.
+//!
+//! [`args`] is what people type, [`config`] what the program uses.
+
+pub mod args;
+pub mod config;
+mod logging;
+pub mod state_dir;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::event_loop::{EventLoop, Upstream};
+use crate::role::{Sink, Source};
+use args::Args;
+use config::{Config, Environment, Job};
+use state_dir::StateDir;
+
+/// Why the program ends other than well; each has its exit status.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    /// What was asked for makes no sense or is not built yet: status 2.
+    #[error("{0}")]
+    Usage(String),
+    /// What was asked for cannot be done: status 1.
+    #[error("{0:#}")]
+    Failed(#[from] anyhow::Error),
+}
+
+impl Failure {
+    /// Returns the exit status that tells of this failure.
+    pub fn status(&self) -> u8 {
+        match self {
+            Failure::Failed(_) => 1,
+            Failure::Usage(_) => 2,
+        }
+    }
+}
+
+/// Runs the program with the process's arguments and environment.
+pub fn main() -> ExitCode {
+    let args = Args::parse();
+    logging::start(&args.log);
+    match Config::new(args, &Environment::of_process()).and_then(|config| Ok(run(config)?)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            // One line, whatever a message or a name in it has in it.
+            eprintln!("mirror: {}", failure.to_string().replace('\n', " "));
+            ExitCode::from(failure.status())
+        }
+    }
+}
+
+/// Does what was asked for, until it is done or a signal ends it.
+fn run(config: Config) -> anyhow::Result<()> {
+    // Held until the end: a second process must not share the state.
+    let _state_dir = StateDir::lock(&config.state_dir)?;
+    let mut event_loop = EventLoop::new()?;
+    match config.job {
+        Job::Source { options, listen } => {
+            let source = Source::open(options)?;
+            event_loop.add_role("source", Box::new(source), &listen, None)?;
+        }
+        Job::Sink { options, upstream } => {
+            let sink = Sink::open(options)?;
+            event_loop.add_role("sink", Box::new(sink), &[], Some(Upstream::Url(upstream)))?;
+        }
+        Job::CopyFollow { source, sink } => {
+            state_dir::create(&source.state_dir)?;
+            state_dir::create(&sink.state_dir)?;
+            state_dir::create_replica(&sink.root)?;
+            // The sink first: it refuses a directory that is not to be overwritten.
+            let sink = Sink::open(sink)?;
+            let source = Source::open(source)?;
+            let source = event_loop.add_role("source", Box::new(source), &[], None)?;
+            event_loop.add_role("sink", Box::new(sink), &[], Some(Upstream::Local(source)))?;
+        }
+    }
+    Ok(event_loop.run()?)
+}

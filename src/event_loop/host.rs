@@ -1,0 +1,514 @@
+//! One role with its listeners, its connections and its way to its upstream.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::AsRawFd;
+use std::time::Instant;
+
+use mio::unix::SourceFd;
+use mio::{Interest, Token};
+
+use super::dial::{self, Attempt, Begun, Dial};
+use super::limits::{ACCEPT_PAUSE, ACCEPTS_TURN_MAX, FRAMES_TURN_MAX, READ_TURN_BYTES_MAX};
+use super::link::Link;
+use super::listener::Listener;
+use super::stream::Stream;
+use super::switchboard::{Slot, Switchboard};
+use super::{RoleId, Upstream};
+use crate::role::{LinkError, LinkId, Role, RoleError};
+use crate::wire::{Refusal, Url};
+
+/// A role and all that belongs to it; nothing of one host is shared with another.
+pub(super) struct Host {
+    pub(super) id: RoleId,
+    pub(super) name: String,
+    role: Box<dyn Role>,
+    pub(super) upstream: Option<Upstream>,
+    /// Whether another role of the loop has this one as its upstream, or had.
+    pub(super) had_local: bool,
+    dial: Dial,
+    listeners: Vec<(Token, Listener)>,
+    links: BTreeMap<LinkId, Link>,
+    /// Whether the role was called since its links were last asked for frames.
+    is_touched: bool,
+    /// Whether links have more to read or to send than one turn allows.
+    has_more: bool,
+}
+
+/// Why reading stopped.
+enum ReadEnd {
+    Drained,
+    TurnOver,
+    Closed(String),
+    Failed(LinkError),
+}
+
+impl Host {
+    /// Takes a role and registers the descriptors that it waits on.
+    pub(super) fn new(
+        id: RoleId,
+        name: &str,
+        role: Box<dyn Role>,
+        upstream: Option<Upstream>,
+        switchboard: &mut Switchboard,
+    ) -> io::Result<Host> {
+        for descriptor in role.descriptors() {
+            let token = switchboard.allot(Slot::Descriptor(id));
+            let registry = switchboard.registry();
+            registry.register(&mut SourceFd(&descriptor.as_raw_fd()), token, Interest::READABLE)?;
+        }
+        Ok(Host {
+            id,
+            name: name.to_string(),
+            role,
+            upstream,
+            had_local: false,
+            dial: Dial::Idle,
+            listeners: Vec::new(),
+            links: BTreeMap::new(),
+            is_touched: true,
+            has_more: false,
+        })
+    }
+
+    /// Accepts connections from `listener` from now on.
+    pub(super) fn listen(
+        &mut self,
+        mut listener: Listener,
+        switchboard: &mut Switchboard,
+    ) -> io::Result<()> {
+        let token = switchboard.allot(Slot::Listener(self.id));
+        listener.register(switchboard.registry(), token)?;
+        self.listeners.push((token, listener));
+        Ok(())
+    }
+
+    /// Returns where the role listens.
+    pub(super) fn listening(&self) -> impl Iterator<Item = &Url> {
+        self.listeners.iter().map(|(_, listener)| listener.url())
+    }
+
+    /// Returns whether the host must be called again without waiting for an event.
+    pub(super) fn has_more(&self) -> bool {
+        self.has_more || self.is_touched
+    }
+
+    /// Returns when the host must be called although nothing happened.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        let dial = match &self.dial {
+            Dial::Connecting(attempt) => Some(attempt.deadline),
+            Dial::Idle | Dial::Resolving => None,
+        };
+        let listeners = self.listeners.iter().filter_map(|(_, listener)| listener.paused_until);
+        self.role.poll_timeout().into_iter().chain(dial).chain(listeners).min()
+    }
+
+    /// Handles the role's own descriptors becoming readable.
+    pub(super) fn handle_descriptors(&mut self) -> Result<(), RoleError> {
+        self.is_touched = true;
+        self.role.handle_readable(Instant::now())
+    }
+
+    /// Notes an event for a connection; the turn's end acts on it.
+    pub(super) fn handle_link_event(&mut self, link: LinkId, readable: bool, writable: bool) {
+        // An event may be older than the end of its connection.
+        if let Some(link) = self.links.get_mut(&link) {
+            link.readable |= readable;
+            link.writable |= writable;
+            self.has_more = true;
+        }
+    }
+
+    /// Accepts what waits at the listener of `token`.
+    pub(super) fn handle_listener_event(&mut self, token: Token, switchboard: &mut Switchboard) {
+        let now = Instant::now();
+        for _ in 0..ACCEPTS_TURN_MAX {
+            let Some((_, listener)) = self.listeners.iter_mut().find(|(at, _)| *at == token) else {
+                return;
+            };
+            match listener.accept() {
+                Ok((stream, peer)) => {
+                    if listener.paused_until.take().is_some() {
+                        tracing::info!("{} accepts connections again", listener.url());
+                    }
+                    self.connected(stream, None, &peer, now, switchboard);
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    listener.paused_until = None;
+                    return;
+                }
+                Err(error)
+                    if matches!(
+                        error.kind(),
+                        io::ErrorKind::Interrupted | io::ErrorKind::ConnectionAborted
+                    ) => {}
+                Err(error) => {
+                    // Out of descriptors or memory: said once, and tried again by the clock,
+                    // for the listener stays ready and would keep the loop spinning.
+                    if listener.paused_until.is_none() {
+                        let url = listener.url();
+                        tracing::warn!(
+                            "cannot accept a connection on {url}: {error}; will try again; \
+                             if this is the limit of open files, raise it (ulimit -n)"
+                        );
+                    }
+                    listener.paused_until = Some(now + ACCEPT_PAUSE);
+                    return;
+                }
+            }
+        }
+        switchboard.accept_again(token);
+    }
+
+    /// Handles what is due at `now`: the role's timers, and the host's own.
+    pub(super) fn handle_time(
+        &mut self,
+        now: Instant,
+        switchboard: &mut Switchboard,
+    ) -> Result<(), RoleError> {
+        let is_due = |deadline: &Instant| *deadline <= now;
+        let due: Vec<Token> = self
+            .listeners
+            .iter()
+            .filter(|(_, listener)| listener.paused_until.as_ref().is_some_and(is_due))
+            .map(|(token, _)| *token)
+            .collect();
+        for token in due {
+            self.handle_listener_event(token, switchboard);
+        }
+        if matches!(&self.dial, Dial::Connecting(attempt) if is_due(&attempt.deadline)) {
+            self.attempt_failed(&io::ErrorKind::TimedOut.into(), now, switchboard);
+        }
+        if self.role.poll_timeout().as_ref().is_some_and(is_due) {
+            self.is_touched = true;
+            self.role.handle_timeout(now)?;
+        }
+        Ok(())
+    }
+
+    /// Returns the role of this loop that the role wants a connection to now.
+    pub(super) fn wants_local(&self, now: Instant) -> Option<RoleId> {
+        match self.upstream {
+            Some(Upstream::Local(upstream)) if self.role.wants_upstream(now) => Some(upstream),
+            _ => None,
+        }
+    }
+
+    /// Begins to connect if the role wants its upstream.
+    pub(super) fn dial_if_wanted(&mut self, now: Instant, switchboard: &mut Switchboard) {
+        let Some(Upstream::Url(url)) = &self.upstream else { return };
+        if !matches!(self.dial, Dial::Idle) || !self.role.wants_upstream(now) {
+            return;
+        }
+        let begun = match url {
+            Url::Unix(path) => dial::begin_unix(path),
+            Url::Tcp(at) => match dial::known_addresses(at) {
+                Some(addresses) => dial::begin_tcp(addresses),
+                None => match switchboard.resolve(self.id, at.clone()) {
+                    Ok(()) => {
+                        self.dial = Dial::Resolving;
+                        return;
+                    }
+                    Err(error) => Err(error),
+                },
+            },
+            Url::Tls(_) | Url::Ssh(_) => Err(io::ErrorKind::Unsupported.into()),
+        };
+        self.attempt(begun, now, switchboard);
+    }
+
+    /// Handles the answer to a name's look-up.
+    pub(super) fn handle_resolved(
+        &mut self,
+        addresses: io::Result<VecDeque<SocketAddr>>,
+        switchboard: &mut Switchboard,
+    ) {
+        if matches!(self.dial, Dial::Resolving) {
+            self.dial = Dial::Idle;
+            self.attempt(addresses.and_then(dial::begin_tcp), Instant::now(), switchboard);
+        }
+    }
+
+    /// Handles an event for the connection that is being made.
+    pub(super) fn handle_dial_event(&mut self, switchboard: &mut Switchboard) {
+        let now = Instant::now();
+        let Dial::Connecting(attempt) = &self.dial else { return };
+        match attempt.stream.finish_connect() {
+            Ok(false) => {}
+            Ok(true) => {
+                let Dial::Connecting(attempt) = std::mem::take(&mut self.dial) else { return };
+                let peer = self.upstream_name();
+                self.connected(attempt.stream, Some(attempt.token), &peer, now, switchboard);
+            }
+            Err(error) => self.attempt_failed(&error, now, switchboard),
+        }
+    }
+
+    /// Takes a connected stream as a link, registered already if it has a `token`.
+    pub(super) fn connected(
+        &mut self,
+        mut stream: Stream,
+        token: Option<Token>,
+        peer: &str,
+        now: Instant,
+        switchboard: &mut Switchboard,
+    ) {
+        // A connection that was made here is watched since it was begun.
+        let is_watched = token.is_some();
+        let token = match token {
+            Some(token) => {
+                switchboard.reassign(token, Slot::Link(self.id));
+                token
+            }
+            None => switchboard.allot(Slot::Link(self.id)),
+        };
+        let mut set_up = stream.set_nodelay();
+        if !is_watched {
+            set_up = set_up.and_then(|()| switchboard.watch(&mut stream, token));
+        }
+        if let Err(error) = set_up {
+            // Only a connection that broke at once, or a kernel without memory, comes here.
+            tracing::debug!("{}: gave up a new connection, {peer}: {error}", self.name);
+            switchboard.release(token);
+            if self.upstream.is_some() {
+                self.unreachable(&error, now);
+            }
+            return;
+        }
+        let link = LinkId(token.0 as u64);
+        tracing::debug!(link = link.0, "{}: connected, {peer}", self.name);
+        self.links.insert(link, Link::new(stream));
+        self.has_more = true;
+        self.is_touched = true;
+        self.role.handle_connected(link, now);
+    }
+
+    /// Reads what came in, then sends what the role has; ends the turn of this host.
+    pub(super) fn run_turn(&mut self, switchboard: &mut Switchboard) -> Result<(), RoleError> {
+        if std::mem::take(&mut self.has_more) {
+            let readable: Vec<LinkId> =
+                self.links.iter().filter(|(_, link)| link.readable).map(|(id, _)| *id).collect();
+            for id in readable {
+                self.read_link(id, switchboard)?;
+            }
+            // A link that became writable has room again, whoever called the role meanwhile.
+            self.is_touched = true;
+        }
+        if std::mem::take(&mut self.is_touched) {
+            self.send(switchboard)?;
+        }
+        Ok(())
+    }
+
+    /// Tells the role and all peers that this is the end.
+    pub(super) fn shut_down(&mut self, switchboard: &mut Switchboard) -> Result<(), RoleError> {
+        let result = self.role.shut_down();
+        self.say_goodbye(switchboard);
+        result
+    }
+
+    /// Closes everything but lets each peer know why.
+    pub(super) fn say_goodbye(&mut self, switchboard: &mut Switchboard) {
+        let now = Instant::now();
+        for (id, link) in std::mem::take(&mut self.links) {
+            switchboard.see_off(id, link.into_farewell(&Refusal::ShuttingDown, now));
+        }
+        for (token, _) in self.listeners.drain(..) {
+            switchboard.release(token);
+        }
+        if let Dial::Connecting(attempt) = std::mem::take(&mut self.dial) {
+            switchboard.release(attempt.token);
+        }
+        for descriptor in self.role.descriptors() {
+            switchboard.forget_descriptor(descriptor.as_raw_fd());
+        }
+    }
+
+    /// Has the role's links asked for frames in the next turn.
+    #[cfg(test)]
+    pub(super) fn touch(&mut self) {
+        self.is_touched = true;
+    }
+
+    /// Returns how much waits for each link's socket.
+    #[cfg(test)]
+    pub(super) fn outbox_bytes(&self) -> impl Iterator<Item = usize> {
+        self.links.values().map(Link::outbox_bytes)
+    }
+
+    fn read_link(&mut self, id: LinkId, switchboard: &mut Switchboard) -> Result<(), RoleError> {
+        let now = Instant::now();
+        let Some(link) = self.links.get_mut(&id) else { return Ok(()) };
+        self.is_touched = true;
+        match read_frames(link, self.role.as_mut(), id, now) {
+            ReadEnd::Drained => match self.role.handle_drained(id, now) {
+                Ok(()) => {
+                    if let Some(reason) = link.broken.take() {
+                        self.close(id, &reason, switchboard);
+                    }
+                    Ok(())
+                }
+                Err(error) => self.link_failed(id, error, switchboard),
+            },
+            ReadEnd::TurnOver => {
+                self.has_more = true;
+                Ok(())
+            }
+            ReadEnd::Closed(reason) => {
+                self.close(id, &reason, switchboard);
+                Ok(())
+            }
+            ReadEnd::Failed(error) => self.link_failed(id, error, switchboard),
+        }
+    }
+
+    /// Asks each link for frames, one each in turns, so that one with much to send does not
+    /// keep the others waiting.
+    fn send(&mut self, switchboard: &mut Switchboard) -> Result<(), RoleError> {
+        let links: Vec<LinkId> = self.links.keys().copied().collect();
+        for round in 1..=FRAMES_TURN_MAX {
+            let now = Instant::now();
+            let mut sent = false;
+            for id in &links {
+                let Some(link) = self.links.get_mut(id) else { continue };
+                if !link.has_room() {
+                    continue;
+                }
+                match self.role.poll_transmit(*id, now) {
+                    Ok(Some(frame)) => {
+                        link.push(frame);
+                        sent = true;
+                    }
+                    Ok(None) => {}
+                    Err(error) => {
+                        self.link_failed(*id, error, switchboard)?;
+                        sent = true;
+                    }
+                }
+            }
+            if !sent {
+                break;
+            }
+            self.has_more |= round == FRAMES_TURN_MAX;
+        }
+        for link in self.links.values_mut() {
+            link.flush();
+            self.has_more |= link.broken.is_some();
+        }
+        Ok(())
+    }
+
+    /// Acts on what a call for one link failed with.
+    fn link_failed(
+        &mut self,
+        id: LinkId,
+        error: LinkError,
+        switchboard: &mut Switchboard,
+    ) -> Result<(), RoleError> {
+        match error {
+            LinkError::Role(error) => return Err(error),
+            LinkError::Refused(_) => self.close(id, &error.to_string(), switchboard),
+            LinkError::Refuse(ref refusal) => {
+                let now = Instant::now();
+                if let Some(link) = self.links.remove(&id) {
+                    switchboard.see_off(id, link.into_farewell(refusal, now));
+                    self.closed(id, &error.to_string(), now);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn close(&mut self, id: LinkId, reason: &str, switchboard: &mut Switchboard) {
+        if self.links.remove(&id).is_some() {
+            switchboard.release(Token(id.0 as usize));
+            self.closed(id, reason, Instant::now());
+        }
+    }
+
+    fn closed(&mut self, id: LinkId, reason: &str, now: Instant) {
+        tracing::debug!(link = id.0, "{}: closed, {reason}", self.name);
+        self.is_touched = true;
+        self.role.handle_closed(Some(id), reason, now);
+    }
+
+    fn attempt(&mut self, begun: io::Result<Begun>, now: Instant, switchboard: &mut Switchboard) {
+        let watched = begun.and_then(|Begun { mut stream, rest }| {
+            let token = switchboard.allot(Slot::Dial(self.id));
+            match switchboard.watch(&mut stream, token) {
+                Ok(()) => {
+                    let deadline = dial::attempt_deadline(now);
+                    Ok(Attempt { stream, token, deadline, rest })
+                }
+                Err(error) => {
+                    switchboard.release(token);
+                    Err(error)
+                }
+            }
+        });
+        match watched {
+            Ok(attempt) => self.dial = Dial::Connecting(attempt),
+            Err(error) => self.unreachable(&error, now),
+        }
+    }
+
+    /// Goes on with the next address, or tells the role that there is none.
+    fn attempt_failed(&mut self, error: &io::Error, now: Instant, switchboard: &mut Switchboard) {
+        let Dial::Connecting(attempt) = std::mem::take(&mut self.dial) else { return };
+        switchboard.release(attempt.token);
+        if attempt.rest.is_empty() {
+            self.unreachable(error, now);
+        } else {
+            self.attempt(dial::begin_tcp(attempt.rest), now, switchboard);
+        }
+    }
+
+    /// Tells the role that its upstream cannot be reached.
+    pub(super) fn unreachable(&mut self, error: &io::Error, now: Instant) {
+        let reason = match &self.upstream {
+            Some(Upstream::Url(url)) => dial::failure_line(url, error),
+            _ => error.to_string(),
+        };
+        tracing::debug!("{}: {reason}", self.name);
+        self.is_touched = true;
+        self.role.handle_closed(None, &reason, now);
+    }
+
+    fn upstream_name(&self) -> String {
+        match &self.upstream {
+            Some(Upstream::Url(url)) => url.to_string(),
+            _ => "a role of this process".to_string(),
+        }
+    }
+}
+
+/// Reads until the socket would block or the turn is over, and hands on every whole frame.
+fn read_frames(link: &mut Link, role: &mut dyn Role, id: LinkId, now: Instant) -> ReadEnd {
+    let mut budget = READ_TURN_BYTES_MAX;
+    loop {
+        match link.read() {
+            Ok(None) => return ReadEnd::Drained,
+            Ok(Some(0)) => return ReadEnd::Closed("the peer closed the connection".to_string()),
+            Ok(Some(count)) => budget = budget.saturating_sub(count),
+            Err(error) => return ReadEnd::Closed(format!("the connection is lost: {error}")),
+        }
+        loop {
+            match link.decoder.next_frame() {
+                Ok(None) => break,
+                Ok(Some((frame, bytes))) => {
+                    if let Err(error) = role.handle_frame(id, frame, bytes, now) {
+                        return ReadEnd::Failed(error);
+                    }
+                }
+                Err(error) => {
+                    let refusal = Refusal::Protocol(error.to_string());
+                    return ReadEnd::Failed(LinkError::Refuse(refusal));
+                }
+            }
+        }
+        if budget == 0 {
+            return ReadEnd::TurnOver;
+        }
+    }
+}

@@ -1,0 +1,499 @@
+//! Reading a batch of jobs into frames: the first half of "read, drain, use".
+
+use std::collections::{BTreeMap, HashMap};
+use std::io;
+use std::ops::Range;
+use std::time::{Duration, Instant};
+
+use super::{Confirmation, Feed};
+use crate::model::limits::*;
+use crate::model::{Name, RenameIndex, TreePath, What};
+use crate::session::sender::{BatchJob, Travel};
+use crate::session::{Job, Look, Origin, Sender};
+use crate::tree::{Opened, Reader, Seen, StageRead, StageReader};
+use crate::wire::{Content, Item, ItemsFrame, StageId};
+
+/// Longest time for one batch, so that others get their turn.
+const BATCH_TIME_MAX: Duration = Duration::from_millis(10);
+
+/// Most jobs in one batch.
+const BATCH_JOBS_MAX: usize = 512;
+
+/// Most bytes of extended attributes of one entry. No file system in common use holds more for
+/// one, and a state must fit in a frame.
+const XATTRS_BYTES_MAX: usize = 512 << 10;
+
+/// Most bytes of other names in one state.
+const LINKS_BYTES_MAX: usize = 128 << 10;
+
+/// Times that a small file is read anew at once when it changed while it was read.
+const READ_ATTEMPTS_MAX: u32 = 3;
+
+/// Jobs that were read, in frames that were not sent yet.
+#[derive(Debug, Default)]
+pub(super) struct Batch {
+    frames: Vec<ItemsFrame>,
+    jobs: Vec<BatchJob>,
+    /// For each job, its bytes in each frame.
+    ranges: Vec<Vec<(usize, Range<usize>)>>,
+    /// What was confirmed as the place of each job: the directories that were read in.
+    places: Vec<Vec<(Vec<u8>, crate::tree::Identity)>>,
+}
+
+/// Entries that could not be read, with the reason.
+pub(super) type Problems = BTreeMap<TreePath, String>;
+
+impl Batch {
+    /// Returns the frame that is filled at present.
+    pub fn frame(&mut self) -> &mut ItemsFrame {
+        if self.frames.is_empty() {
+            self.frames.push(ItemsFrame::default());
+        }
+        self.frames.last_mut().expect("there is one")
+    }
+
+    pub fn has_jobs(&self) -> bool {
+        !self.jobs.is_empty()
+    }
+
+    /// Reads jobs until a frame is full or there are no more.
+    pub fn read(
+        &mut self,
+        sender: &mut Sender,
+        stages: &mut HashMap<StageId, StageReader>,
+        reader: &mut Reader,
+        feed: &mut impl Feed,
+        renames: &RenameIndex,
+        problems: &mut Problems,
+    ) {
+        reader.forget();
+        let deadline = Instant::now() + BATCH_TIME_MAX;
+        while self.frames.len() <= 1
+            && self.frame().len() < FRAME_BYTES_TARGET
+            && self.jobs.len() < BATCH_JOBS_MAX
+            && (!self.jobs.len().is_multiple_of(16)
+                || self.jobs.is_empty()
+                || Instant::now() < deadline)
+        {
+            let Some(job) = sender.next_job(renames) else { break };
+            let mut reading = Reading {
+                batch: self,
+                sender,
+                stages,
+                reader,
+                feed,
+                ranges: Vec::new(),
+                places: Vec::new(),
+            };
+            let path = job.path.clone();
+            let outcome = reading.job(job.clone());
+            let (ranges, places) = (reading.ranges, reading.places);
+            match outcome {
+                Ok(Some(done)) => {
+                    if !problems.is_empty() {
+                        problems.remove(&path);
+                    }
+                    self.jobs.push(done);
+                    self.ranges.push(ranges);
+                    self.places.push(places);
+                }
+                Ok(None) => sender.defer(job),
+                Err(error) => {
+                    self.take_back(&ranges);
+                    if let Origin::Commit(stage) = job.origin {
+                        self.frame().push(&Item::StageAbort { stage });
+                    }
+                    let mut done = BatchJob::done(job);
+                    if error.raw_os_error() == Some(rustix::io::Errno::AGAIN.raw_os_error()) {
+                        done.confirmed = false; // It came or went this moment: once more.
+                    } else if problems.insert(path.clone(), error.to_string()).is_none() {
+                        // I8: an error is not a deletion; it stays as it is downstream.
+                        tracing::warn!("{path}: {error}; it is left as it is downstream");
+                    }
+                    self.jobs.push(done);
+                    self.ranges.push(Vec::new());
+                    self.places.push(Vec::new());
+                }
+            }
+        }
+    }
+
+    /// Appends the next chunk of a big file.
+    pub fn read_chunk(
+        &mut self,
+        sender: &mut Sender,
+        stages: &mut HashMap<StageId, StageReader>,
+    ) -> io::Result<()> {
+        let Some(stage) = sender.next_chunk() else { return Ok(()) };
+        let Some(file) = stages.get_mut(&stage) else {
+            sender.handle_stage_gone(stage);
+            return Ok(());
+        };
+        let mut chunk = Vec::new();
+        let read = file.read_chunk(CHUNK_BYTES_MAX, &mut chunk);
+        if let Ok(StageRead::Data { .. }) = read
+            && file.is_unchanged().is_ok_and(|unchanged| !unchanged)
+            && sender.handle_stage_changed(stage)
+        {
+            // What was read may be neither the old content nor the new: from the beginning.
+            file.restart()?;
+            let (size, path) = (file.size(), sender.stage_path(stage).cloned().unwrap_or_default());
+            self.frame().push(&Item::StageOpen { stage, size, path });
+            return Ok(());
+        }
+        match read {
+            Ok(StageRead::Data { offset, length }) => {
+                let frame = self.frame();
+                frame.push(&Item::StageData { stage, offset, length: length as u32 });
+                frame.buffer().extend_from_slice(&chunk);
+                Ok(())
+            }
+            Ok(StageRead::End(_)) => {
+                sender.handle_stage_read(stage);
+                Ok(())
+            }
+            Err(error) => {
+                let path = sender.stage_path(stage).cloned().unwrap_or_default();
+                tracing::warn!("{path}: {error}; it is left as it is downstream");
+                self.frame().push(&Item::StageAbort { stage });
+                stages.remove(&stage);
+                sender.handle_stage_gone(stage);
+                Ok(())
+            }
+        }
+    }
+
+    /// Throws away what must not be used, after the feed was drained, and returns the frames.
+    pub fn use_confirmed(
+        mut self,
+        sender: &mut Sender,
+        stages: &mut HashMap<StageId, StageReader>,
+        feed: &mut impl Feed,
+        held: bool,
+        renames: &RenameIndex,
+    ) -> Vec<ItemsFrame> {
+        let mut dropped = vec![false; self.jobs.len()];
+        for (index, places) in self.places.iter().enumerate() {
+            for (path, identity) in places {
+                match feed.confirm(path, *identity) {
+                    Confirmation::Known => {}
+                    // What is found there by and by will be told anew.
+                    Confirmation::Held | Confirmation::Unknown => dropped[index] = true,
+                }
+            }
+        }
+        let settled = feed.is_settled() && !held;
+        for (job, dropped) in self.jobs.iter_mut().zip(&dropped) {
+            if *dropped {
+                job.links.clear();
+            }
+        }
+        let commits: Vec<Option<StageId>> = self
+            .jobs
+            .iter()
+            .map(|job| match job.job.origin {
+                Origin::Commit(stage) => Some(stage),
+                Origin::Journal(_) | Origin::Walk(_) => None,
+            })
+            .collect();
+        let jobs = std::mem::take(&mut self.jobs);
+        let verdict = sender.finish_batch(jobs, settled, renames);
+        let mut out: HashMap<usize, Vec<Range<usize>>> = HashMap::new();
+        for (index, used) in verdict.iter().enumerate() {
+            if *used && !dropped[index] {
+                if let Some(stage) = commits[index] {
+                    stages.remove(&stage);
+                }
+                continue;
+            }
+            for (frame, range) in &self.ranges[index] {
+                out.entry(*frame).or_default().push(range.clone());
+            }
+        }
+        for (frame, ranges) in out {
+            self.frames[frame].remove(&ranges);
+        }
+        for (commit, dropped) in commits.iter().zip(&dropped) {
+            if let (Some(stage), true) = (commit, dropped) {
+                stages.remove(stage);
+                self.frame().push(&Item::StageAbort { stage: *stage });
+            }
+        }
+        self.frames
+    }
+
+    fn take_back(&mut self, ranges: &[(usize, Range<usize>)]) {
+        for (frame, range) in ranges.iter().rev() {
+            self.frames[*frame].truncate(range.start);
+        }
+    }
+}
+
+/// One job while it is read.
+struct Reading<'a, F: Feed> {
+    batch: &'a mut Batch,
+    sender: &'a mut Sender,
+    stages: &'a mut HashMap<StageId, StageReader>,
+    reader: &'a mut Reader,
+    feed: &'a mut F,
+    ranges: Vec<(usize, Range<usize>)>,
+    places: Vec<(Vec<u8>, crate::tree::Identity)>,
+}
+
+impl<F: Feed> Reading<'_, F> {
+    /// Reads one job. `None`: not now.
+    fn job(&mut self, job: Job) -> io::Result<Option<BatchJob>> {
+        if job.path.is_reserved() {
+            return Ok(Some(BatchJob::done(job)));
+        }
+        for attempt in 1.. {
+            let open = job.what.covers(What::NAME);
+            let opened = match self.reader.look(&job.path, open)? {
+                Seen::Absent { path, holder } => return Ok(Some(self.absent(job, path, holder))),
+                Seen::Entry(opened) => opened,
+            };
+            if let Some(holder) = opened.holder {
+                self.read_in(&job.path, holder.identity);
+            }
+            if let Origin::Commit(stage) = job.origin {
+                return self.commit(job, stage, *opened).map(Some);
+            }
+            if opened.entry.is_directory() {
+                return self.directory(job, *opened).map(Some);
+            }
+            let links = if opened.links > 1 {
+                self.feed.links(opened.identity, opened.links, &job.path)
+            } else {
+                Vec::new()
+            };
+            let look = Look {
+                entry: &opened.entry,
+                identity: opened.identity,
+                ctime: opened.ctime,
+                has_holes: opened.has_holes,
+                is_linked: opened.links > 1,
+                links: &links,
+            };
+            let (content, links) = match self.sender.content_for(&job, &look) {
+                Travel::As(content, links) => (content, links),
+                Travel::Inline(links) => {
+                    let last = attempt == READ_ATTEMPTS_MAX;
+                    if self.inline(&job, &opened, &links, last)? {
+                        let mut done = BatchJob::done(job);
+                        done.links = links;
+                        return Ok(Some(done));
+                    }
+                    self.reader.forget();
+                    continue;
+                }
+                Travel::Digest(links) => {
+                    let (digest, _) = opened.digest()?;
+                    (Content::Compare { digest: Some(digest) }, links)
+                }
+                Travel::Stage(stage) => {
+                    let file = opened.into_stage()?;
+                    let (size, path) = (file.size(), job.path.clone());
+                    self.push(&Item::StageOpen { stage, size, path });
+                    self.stages.insert(stage, file);
+                    // The stage was opened whatever becomes of the path.
+                    self.ranges.clear();
+                    return Ok(Some(BatchJob { done: false, ..BatchJob::done(job) }));
+                }
+                Travel::Absorbed => return Ok(Some(BatchJob::done(job))),
+                Travel::Later => return Ok(None),
+            };
+            self.state(&job, &opened, content, links.clone())?;
+            let mut done = BatchJob::done(job);
+            if !matches!(content, Content::Keep) {
+                done.links = links;
+            }
+            return Ok(Some(done));
+        }
+        Ok(None)
+    }
+
+    fn absent(
+        &mut self,
+        job: Job,
+        path: TreePath,
+        holder: Option<crate::tree::Holder>,
+    ) -> BatchJob {
+        if let Origin::Commit(stage) = job.origin {
+            self.push(&Item::StageAbort { stage });
+        }
+        let Some(holder) = holder else { return BatchJob::done(job) };
+        self.read_in(&path, holder.identity);
+        self.push(&Item::Absent { path, parent_mtime: Some(holder.mtime) });
+        BatchJob::done(job)
+    }
+
+    /// Sends a small file with its content. Returns `false` if it changed while it was read.
+    fn inline(
+        &mut self,
+        job: &Job,
+        opened: &Opened,
+        links: &[TreePath],
+        last_attempt: bool,
+    ) -> io::Result<bool> {
+        let crate::model::Kind::Regular { size } = opened.entry.kind else { return Ok(true) };
+        self.state(job, opened, Content::Inline { length: size as u32 }, links.to_vec())?;
+        let index = self.batch.frames.len() - 1;
+        let unchanged = opened.read_whole(self.batch.frames[index].buffer())?;
+        let (_, range) = self.ranges.last_mut().expect("the state was just pushed");
+        range.end = self.batch.frames[index].len();
+        if !unchanged && !last_attempt {
+            let (_, range) = self.ranges.pop().expect("the state was just pushed");
+            self.batch.frames[index].truncate(range.start);
+            return Ok(false);
+        }
+        Ok(true)
+    }
+
+    fn directory(&mut self, job: Job, opened: Opened) -> io::Result<BatchJob> {
+        // A directory that the feed does not know, or knows as another, is not the tree's.
+        self.places.push((job.path.as_bytes().to_vec(), opened.identity));
+        self.state(&job, &opened, Content::Keep, Vec::new())?;
+        let done = BatchJob::done(job);
+        if !done.job.what.covers(What::CONTENT) {
+            return Ok(done);
+        }
+        let path = done.job.path.clone();
+        let mut listed = self.reader.list(&opened)?;
+        if path.is_root() {
+            listed.retain(|(name, _)| !path.join(name).is_reserved());
+        }
+        if matches!(done.job.origin, Origin::Walk(_)) {
+            // Files first: the receiver builds a directory before it goes on to the next.
+            let files = listed.iter().filter(|(_, is_directory)| !is_directory);
+            let directories = listed.iter().filter(|(_, is_directory)| *is_directory);
+            let children = files.chain(directories).map(|(name, _)| path.join(name)).collect();
+            self.sender.visit(&done.job.origin, children);
+        }
+        self.names(&path, listed.into_iter().map(|(name, _)| name));
+        Ok(done)
+    }
+
+    fn names(&mut self, path: &TreePath, names: impl Iterator<Item = Name>) {
+        let mut names = names.peekable();
+        let mut after = Name::new();
+        loop {
+            let (mut part, mut bytes) = (Vec::new(), 0);
+            while bytes < NAMES_BYTES_MAX
+                && let Some(name) = names.next()
+            {
+                bytes += name.len() + 2;
+                part.push(serde_bytes::ByteBuf::from(name));
+            }
+            let last = names.peek().is_none();
+            let next = part.last().map(|name| name.to_vec()).unwrap_or_default();
+            if self.batch.frame().len() + bytes > FRAME_BYTES_MAX / 2 {
+                self.batch.frames.push(ItemsFrame::default());
+            }
+            self.push(&Item::Names { path: path.clone(), after, names: part, last });
+            if last {
+                return;
+            }
+            after = next;
+        }
+    }
+
+    /// Puts a staged file in place, or begins it anew if it changed while it was read.
+    fn commit(&mut self, job: Job, stage: StageId, opened: Opened) -> io::Result<BatchJob> {
+        let Some(file) = self.stages.get_mut(&stage) else {
+            self.push(&Item::StageAbort { stage });
+            return Ok(BatchJob::done(job));
+        };
+        if opened.stamp().identity() != file.stamp().identity() {
+            // Another file is there now; a record of it is on its way.
+            self.push(&Item::StageAbort { stage });
+            return Ok(BatchJob::done(job));
+        }
+        if opened.stamp() != file.stamp() {
+            let same_content = opened.stamp().is_same_content(&file.stamp());
+            if !same_content && self.sender.handle_stage_changed(stage) {
+                file.restart()?;
+                let (size, path) = (file.size(), job.path.clone());
+                self.push(&Item::StageOpen { stage, size, path });
+                self.ranges.clear(); // Also if the path is touched: it begins anew.
+                return Ok(BatchJob { done: false, ..BatchJob::done(job) });
+            }
+        }
+        let size = file.size();
+        let StageRead::End(digest) = file.read_chunk(0, &mut Vec::new())? else {
+            self.push(&Item::StageAbort { stage });
+            return Ok(BatchJob::done(job));
+        };
+        let links = if opened.links > 1 {
+            self.feed.links(opened.identity, opened.links, &job.path)
+        } else {
+            Vec::new()
+        };
+        let mut opened = opened;
+        opened.entry.kind = crate::model::Kind::Regular { size };
+        self.state(&job, &opened, Content::Staged { stage, digest }, links.clone())?;
+        Ok(BatchJob { links, ..BatchJob::done(job) })
+    }
+
+    fn state(
+        &mut self,
+        job: &Job,
+        opened: &Opened,
+        content: Content,
+        mut links: Vec<TreePath>,
+    ) -> io::Result<()> {
+        let xattrs = &opened.entry.metadata.xattrs;
+        let xattr_bytes: usize = xattrs.iter().map(|xattr| xattr.value.len() + 300).sum();
+        if xattr_bytes > XATTRS_BYTES_MAX {
+            return Err(rustix::io::Errno::TOOBIG.into());
+        }
+        // More names than a frame holds follow one by one.
+        let mut bytes = 0;
+        let fitting = links.iter().take_while(|link| {
+            bytes += link.as_bytes().len() + 3;
+            bytes <= LINKS_BYTES_MAX
+        });
+        let rest = links.split_off(fitting.count());
+        self.make_room(xattr_bytes + LINKS_BYTES_MAX + INLINE_BYTES_MAX + PATH_BYTES_MAX);
+        self.push(&Item::State {
+            path: job.path.clone(),
+            entry: opened.entry.clone(),
+            content,
+            links,
+            parent_mtime: opened.holder.map(|holder| holder.mtime),
+        });
+        if matches!(content, Content::Inline { .. }) {
+            return Ok(());
+        }
+        for link in rest {
+            self.make_room(2 * PATH_BYTES_MAX + xattr_bytes);
+            self.push(&Item::State {
+                path: link,
+                entry: opened.entry.clone(),
+                content: Content::Linked,
+                links: vec![job.path.clone()],
+                parent_mtime: None,
+            });
+        }
+        Ok(())
+    }
+
+    fn make_room(&mut self, bytes: usize) {
+        if self.batch.frame().len() + bytes > FRAME_BYTES_MAX {
+            self.batch.frames.push(ItemsFrame::default());
+        }
+    }
+
+    fn push(&mut self, item: &Item) {
+        let frame = self.batch.frame();
+        let start = frame.len();
+        frame.push(item);
+        let range = start..frame.len();
+        self.ranges.push((self.batch.frames.len() - 1, range));
+    }
+
+    fn read_in(&mut self, path: &TreePath, identity: crate::tree::Identity) {
+        if let Some((parent, _)) = path.split_bytes() {
+            self.places.push((parent.to_vec(), identity));
+        }
+    }
+}

@@ -1,0 +1,115 @@
+//! Checkpoints: a position is named only after everything through it is on stable storage.
+//!
+//! Syncing a file system may take seconds, and the loop must not wait for it: a helper thread
+//! makes that one blocking call, writes the checkpoint, and wakes the loop through a pipe.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use crate::journal::checkpoint::Checkpoint;
+use crate::model::{TreePath, Watermarks};
+use crate::tree::replica::Replica;
+
+/// Writes checkpoints now and then.
+#[derive(Debug)]
+pub(super) struct Checkpointer {
+    interval: Duration,
+    last: Instant,
+    saved: Option<(Watermarks, Vec<(TreePath, bool)>)>,
+    running: Option<Running>,
+    woken: OwnedFd,
+    wake: OwnedFd,
+}
+
+#[derive(Debug)]
+struct Running {
+    thread: JoinHandle<Result<(), String>>,
+    marks: Watermarks,
+    needs: Vec<(TreePath, bool)>,
+}
+
+impl Checkpointer {
+    pub fn new(interval: Duration) -> io::Result<Self> {
+        let flags = rustix::pipe::PipeFlags::CLOEXEC | rustix::pipe::PipeFlags::NONBLOCK;
+        let (woken, wake) = rustix::pipe::pipe_with(flags)?;
+        let last = Instant::now();
+        Ok(Checkpointer { interval, last, saved: None, running: None, woken, wake })
+    }
+
+    /// Returns what becomes readable when a checkpoint is done.
+    pub fn descriptor(&self) -> BorrowedFd<'_> {
+        self.woken.as_fd()
+    }
+
+    /// Returns whether there is something new to save, and time for it.
+    pub fn is_due(&self, now: Instant, marks: &Watermarks, needs: &[(TreePath, bool)]) -> bool {
+        let saved = self.saved.as_ref();
+        self.running.is_none()
+            && now >= self.last + self.interval
+            && saved.is_none_or(|(saved, known)| saved != marks || known != needs)
+    }
+
+    /// Returns when to ask [`Checkpointer::is_due`] again.
+    pub fn due_at(&self, marks: &Watermarks) -> Option<Instant> {
+        let news = self.saved.as_ref().is_none_or(|(saved, _)| saved != marks);
+        (news && self.running.is_none()).then_some(self.last + self.interval)
+    }
+
+    /// Begins to save what was applied so far.
+    pub fn start(
+        &mut self,
+        replica: &Replica,
+        checkpoint: Checkpoint,
+        now: Instant,
+    ) -> io::Result<()> {
+        let Some(marks) = checkpoint.watermarks else { return Ok(()) };
+        let root = replica.root().as_fd().try_clone_to_owned()?;
+        let control = replica.control().try_clone_to_owned()?;
+        let wake = self.wake.try_clone()?;
+        let needs = checkpoint.needs.clone();
+        self.last = now;
+        let thread = std::thread::Builder::new().name("checkpoint".into()).spawn(move || {
+            let saved = rustix::fs::syncfs(&root)
+                .map_err(|error| error.to_string())
+                .and_then(|()| checkpoint.save(control.as_fd()).map_err(|error| error.to_string()));
+            // Full, the pipe wakes the loop all the same.
+            let _ = rustix::io::write(&wake, &[0]);
+            saved
+        })?;
+        self.running = Some(Running { thread, marks, needs });
+        Ok(())
+    }
+
+    /// Returns how a checkpoint went that has ended.
+    pub fn finish(&mut self) -> Option<Result<Watermarks, String>> {
+        let mut buffer = [0; 64];
+        // The byte is the last thing that the thread does, so joining does not wait.
+        match rustix::io::read(&self.woken, &mut buffer) {
+            Ok(count) if count > 0 => self.join(),
+            _ => None,
+        }
+    }
+
+    /// Waits for a checkpoint that is under way, so that it cannot overwrite a later one.
+    pub fn cancel(&mut self) {
+        if let Some(Err(error)) = self.join() {
+            tracing::error!("the checkpoint failed: {error}");
+        }
+        let _ = rustix::io::read(&self.woken, &mut [0; 64]);
+        self.saved = None;
+    }
+
+    fn join(&mut self) -> Option<Result<Watermarks, String>> {
+        let Running { thread, marks, needs } = self.running.take()?;
+        Some(match thread.join() {
+            Ok(Ok(())) => {
+                self.saved = Some((marks, needs));
+                Ok(marks)
+            }
+            Ok(Err(error)) => Err(error),
+            Err(_) => Err("its thread panicked".into()),
+        })
+    }
+}

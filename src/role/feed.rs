@@ -1,0 +1,67 @@
+//! Where a source's records come from.
+
+use std::os::fd::BorrowedFd;
+use std::time::Instant;
+
+use crate::model::{Position, Record, Sequence, Timestamp, TreePath};
+use crate::tree::Identity;
+
+/// Where a source's records come from: the watch of a tree, or a sink.
+pub trait Feed {
+    /// Returns the next event to journal, `None` until there is more.
+    fn poll_event(&mut self) -> Option<FeedEvent>;
+
+    /// Tells the feed that everything through `position` is written to the journal.
+    fn committed(&mut self, position: Position);
+
+    /// Sets the number of the first record that the feed will make.
+    fn start(&mut self, next: Sequence);
+
+    /// Returns the descriptor that becomes readable when there are events, if there is one.
+    fn descriptor(&self) -> Option<BorrowedFd<'_>>;
+
+    /// Returns whether states may be read now: no rename is half seen, nothing that appeared is
+    /// unlisted. Otherwise [`Feed::poll_event`] goes on when it is called again, at once or at
+    /// [`Feed::poll_timeout`].
+    fn is_settled(&self) -> bool;
+
+    /// Returns when [`Feed::poll_event`] has something to do although nothing happens.
+    fn poll_timeout(&self) -> Option<Instant>;
+
+    /// Returns the moment of the wall clock up to which no change is unknown.
+    fn clock(&self) -> Timestamp;
+
+    /// Returns the other names of the file that was just seen at `path`, and remembers this one.
+    fn links(&mut self, identity: Identity, count: u32, path: &TreePath) -> Vec<TreePath>;
+
+    /// Returns whether the directory at `path` is the one that the feed knows there. A state
+    /// read in another one (a file system was mounted or unmounted, a rename is under way) is
+    /// not the tree's.
+    fn confirm(&mut self, path: &[u8], identity: Identity) -> Confirmation;
+
+    /// Makes a record that the entry at `path` must be read again: it could not be read.
+    fn mark(&mut self, path: &TreePath);
+
+    /// Returns why nothing may be sent at all, checked anew: the root is not in its place.
+    fn hold(&mut self) -> Option<String>;
+}
+
+/// An event of a feed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum FeedEvent {
+    /// Something changed.
+    Record(Record),
+    /// Continuity is lost: a new epoch begins at this position.
+    Reset(Position),
+}
+
+/// What a feed knows of a directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Confirmation {
+    /// It is the one.
+    Known,
+    /// Not yet; read again when the feed is settled.
+    Unknown,
+    /// It is held back, and what is below it is looked at when it is released.
+    Held,
+}

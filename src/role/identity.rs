@@ -1,0 +1,137 @@
+//! Who a node is, kept in its state directory: the tree's id, the node's, and which root.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use super::RoleError;
+use crate::journal::state_file;
+use crate::model::{EpochId, NodeId, TreeId};
+use crate::tree::Root;
+use crate::tree::root::stat_fd;
+
+/// A source's identity.
+#[derive(Debug, Clone, Copy)]
+pub struct SourceIdentity {
+    /// The tree that it is the origin of.
+    pub tree: TreeId,
+    /// Itself.
+    pub node: NodeId,
+    /// The epoch that begins now.
+    pub epoch: EpochId,
+}
+
+/// The identity as it is stored.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Stored {
+    tree: TreeId,
+    node: NodeId,
+    epoch_counter: u64,
+    root: RootIdentity,
+}
+
+/// What tells a root from another directory at the same path, across restarts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+struct RootIdentity {
+    file_system: u64,
+    inode: u64,
+    birth_seconds: i64,
+    birth_nanoseconds: u32,
+}
+
+const KIND: &str = "tree";
+const VERSION: u16 = 1;
+
+impl SourceIdentity {
+    /// Loads the identity from the state directory, makes it at the first start, and counts the
+    /// epoch on.
+    ///
+    /// # Errors
+    ///
+    /// If the directory at the root's path is another one than at the last start, unless
+    /// `accept_root`: replicas would take what it lacks for removals.
+    pub fn load(state_dir: &Path, root: &Root, accept_root: bool) -> Result<Self, RoleError> {
+        let fail =
+            |error: &dyn std::fmt::Display| RoleError(format!("{}: {error}", state_dir.display()));
+        let here = root_identity(root).map_err(|error| fail(&error))?;
+        let before: Option<Stored> = state_file::load(state_dir, KIND, VERSION)
+            .map_err(|error| RoleError(error.to_string()))?;
+        let mut stored = match before {
+            Some(stored) if stored.root != here && !accept_root => {
+                return Err(RoleError(format!(
+                    "{}: not the directory that was mirrored at the last start (it was replaced, \
+                     or its file system is not mounted); put it back, or start with --accept-root \
+                     to mirror what is there now",
+                    root.path().display()
+                )));
+            }
+            Some(stored) => stored,
+            None => Stored {
+                tree: TreeId(random_u128()?),
+                node: NodeId(random_u128()?),
+                epoch_counter: 0,
+                root: here,
+            },
+        };
+        stored.epoch_counter += 1;
+        stored.root = here;
+        state_file::save(state_dir, KIND, VERSION, &stored)
+            .map_err(|error| RoleError(error.to_string()))?;
+        let random = random_u128()? as u64;
+        let epoch = EpochId { counter: stored.epoch_counter, random };
+        Ok(SourceIdentity { tree: stored.tree, node: stored.node, epoch })
+    }
+}
+
+/// Loads or makes the id of a sink's node.
+pub(super) fn load_node(state_dir: &Path) -> Result<NodeId, RoleError> {
+    let failed = |error: state_file::StateFileError| RoleError(error.to_string());
+    if let Some(node) = state_file::load(state_dir, "node", VERSION).map_err(failed)? {
+        return Ok(node);
+    }
+    let node = NodeId(random_u128()?);
+    state_file::save(state_dir, "node", VERSION, &node).map_err(failed)?;
+    Ok(node)
+}
+
+/// Locks a source's root against a second source, without writing to it.
+pub(super) fn lock(root: &Root, path: &Path) -> Result<(), RoleError> {
+    use rustix::fs::{FlockOperation, flock};
+    match flock(root, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(()),
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(RoleError(format!(
+            "{}: another process serves or replicates this tree; stop it first",
+            path.display()
+        ))),
+        // A file system without locks: the state directory's lock must do.
+        Err(_) => Ok(()),
+    }
+}
+
+/// Returns the id of this boot of the machine.
+pub(super) fn boot_id() -> u128 {
+    let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    u128::from_str_radix(&text.trim().replace('-', ""), 16).unwrap_or_default()
+}
+
+fn root_identity(root: &Root) -> std::io::Result<RootIdentity> {
+    let stat = stat_fd(root)?;
+    Ok(RootIdentity {
+        // Unlike a device number it stays the same when the machine boots again.
+        file_system: rustix::fs::fstatvfs(root)?.f_fsid,
+        inode: stat.stx_ino,
+        birth_seconds: stat.stx_btime.tv_sec,
+        birth_nanoseconds: stat.stx_btime.tv_nsec,
+    })
+}
+
+fn random_u128() -> Result<u128, RoleError> {
+    let mut bytes = [0; 16];
+    let mut filled = 0;
+    while filled < bytes.len() {
+        let flags = rustix::rand::GetRandomFlags::empty();
+        filled += rustix::rand::getrandom(&mut bytes[filled..], flags)
+            .map_err(|error| RoleError(format!("no random numbers: {error}")))?;
+    }
+    Ok(u128::from_le_bytes(bytes))
+}

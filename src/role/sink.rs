@@ -1,0 +1,463 @@
+//! A sink: follows one upstream and makes a directory equal to its tree.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use super::checkpointer::Checkpointer;
+use super::identity::{boot_id, load_node};
+use super::options::SinkOptions;
+use super::{LinkError, LinkId, Role, RoleError};
+use crate::journal::checkpoint::Checkpoint;
+use crate::model::TreePath;
+use crate::model::limits::{BACKOFF_MS_MAX, BACKOFF_MS_MIN};
+use crate::session::{Receiver, ReceiverState};
+use crate::tree::replica::{ApplyError, Moved, Replica};
+use crate::wire::{Frame, FrameKind, Item, Plan, Refusal, encode_message};
+
+/// Longest time for which directories' times and marks wait while the stream never pauses.
+const FLUSH_INTERVAL: Duration = Duration::from_millis(500);
+
+/// Pauses before what failed is asked for again: a full disk soon, anything else rarely.
+const RETRY_TRANSIENT: Duration = Duration::from_secs(1);
+/// See [`RETRY_TRANSIENT`].
+const RETRY_PERMANENT: Duration = Duration::from_secs(60);
+
+/// Most entries of the trash that are removed in one turn.
+const TRASH_ENTRIES_MAX: usize = 256;
+
+/// Keeps one directory equal to the upstream's tree.
+pub struct Sink {
+    path: PathBuf,
+    replica: Replica,
+    state: ReceiverState,
+    link: Option<(LinkId, Receiver)>,
+    /// Encoded messages to the upstream.
+    frames: VecDeque<Vec<u8>>,
+    connect_at: Instant,
+    backoff: Duration,
+    /// The last reason for having no upstream, so that it is said once.
+    unreachable: Option<String>,
+    flush_at: Option<Instant>,
+    checkpointer: Checkpointer,
+    /// Errors that were said, by what failed: each once until a flush succeeds without.
+    said: BTreeMap<(&'static str, i32), u64>,
+    has_trash: bool,
+    adopts: bool,
+    failed: Option<String>,
+}
+
+impl Sink {
+    /// Opens the replica at `options.root`.
+    ///
+    /// # Errors
+    ///
+    /// If it holds something and never was a replica, unless `options.adopt`.
+    pub fn open(options: SinkOptions) -> Result<Self, RoleError> {
+        let path = options.root;
+        let fail =
+            |error: &dyn std::fmt::Display| RoleError(format!("{}: {error}", path.display()));
+        let node = load_node(&options.state_dir)?;
+        // Looked at before anything is made in it.
+        let was_replica = path.join(".mirror").join("checkpoint").exists();
+        if !was_replica && !options.adopt {
+            refuse_foreign(&path)?;
+        }
+        let mut replica = Replica::open(&path).map_err(|error| fail(&error))?;
+        let checkpoint = Checkpoint::load(replica.control()).map_err(|error| fail(&error))?;
+        let mut state = ReceiverState::new(node);
+        if let Some(checkpoint) = checkpoint {
+            state.tree = Some(checkpoint.tree);
+            state.trusted_until = checkpoint.trusted_until;
+            state.watermarks = checkpoint.watermarks;
+            if let Some(marks) = &mut state.watermarks {
+                let moved = replica.recover_moved(marks.moved).map_err(|error| fail(&error))?;
+                match moved {
+                    // After a crash of the machine, a file system may have kept the marker and
+                    // lost the rename, or the reverse: a position is claimed only if none was
+                    // under way.
+                    Moved::Through(moved)
+                        if moved == marks.moved || checkpoint.boot_id == boot_id() =>
+                    {
+                        marks.moved = moved;
+                        state.durable = marks.applied;
+                    }
+                    Moved::Through(_) | Moved::Unknown => state.watermarks = None,
+                }
+            }
+            for (path, content) in checkpoint.needs {
+                state.need(path, content, None);
+            }
+        }
+        let checkpointer =
+            Checkpointer::new(options.checkpoint_interval).map_err(|error| fail(&error))?;
+        let now = Instant::now();
+        Ok(Sink {
+            path,
+            replica,
+            state,
+            link: None,
+            frames: VecDeque::new(),
+            connect_at: now,
+            backoff: Duration::from_millis(BACKOFF_MS_MIN),
+            unreachable: None,
+            flush_at: None,
+            checkpointer,
+            said: BTreeMap::new(),
+            has_trash: true,
+            adopts: options.adopt,
+            failed: None,
+        })
+    }
+
+    /// Returns what the sink knows of its position.
+    pub fn state(&self) -> &ReceiverState {
+        &self.state
+    }
+
+    fn checkpoint(&self) -> Option<Checkpoint> {
+        Some(Checkpoint {
+            tree: self.state.tree?,
+            watermarks: self.state.watermarks,
+            trusted_until: self.state.trusted_until,
+            needs: self.state.needs().map(|(path, content)| (path.clone(), content)).collect(),
+            boot_id: boot_id(),
+        })
+    }
+
+    /// Notes durably that the tree is about to be in an unknown state.
+    fn begin_reconcile(&mut self) -> Result<(), RoleError> {
+        let failed = |error: &dyn std::fmt::Display| {
+            RoleError(format!("{}: the checkpoint cannot be written: {error}", self.path.display()))
+        };
+        self.checkpointer.cancel();
+        if let Some(checkpoint) = self.checkpoint() {
+            checkpoint.save(self.replica.control()).map_err(|error| failed(&error))?;
+        }
+        self.replica.forget_moved().map_err(|error| failed(&error))
+    }
+
+    fn apply(&mut self, item: &Item, raw: &[u8], now: Instant) -> Result<(), LinkError> {
+        let Some((_, receiver)) = &mut self.link else { return Ok(()) };
+        if !receiver.handle_item(&mut self.state, item).map_err(LinkError::Refuse)? {
+            return Ok(());
+        }
+        match self.replica.apply(item, raw) {
+            Ok(applied) => receiver.handle_applied(&mut self.state, item, applied.needs),
+            Err(error) if error.is_protocol() => {
+                return Err(LinkError::Refuse(Refusal::Protocol(error.to_string())));
+            }
+            Err(error) => {
+                let pause = if error.is_transient() { RETRY_TRANSIENT } else { RETRY_PERMANENT };
+                receiver.handle_problem(&mut self.state, item, error.path.clone(), now, pause);
+                self.say(&error);
+            }
+        }
+        Ok(())
+    }
+
+    /// Says an error once until it is cured.
+    fn say(&mut self, error: &ApplyError) {
+        let kind = (error.action, error.source.raw_os_error().unwrap_or(0));
+        let count = self.said.entry(kind).or_insert(0);
+        *count += 1;
+        if *count == 1 {
+            tracing::error!(
+                "{}: {error}; it is tried again until it succeeds",
+                self.path.display()
+            );
+        }
+    }
+
+    fn flush(&mut self, now: Instant) -> Result<(), LinkError> {
+        self.flush_at = None;
+        let flushed = self.replica.flush();
+        let Some((_, receiver)) = &mut self.link else { return Ok(()) };
+        match flushed {
+            Ok(()) => receiver.handle_flushed(&mut self.state),
+            Err(error) => {
+                self.state.need(error.path.clone(), false, Some(now + RETRY_TRANSIENT));
+                receiver.handle_flushed(&mut self.state);
+                self.say(&error);
+            }
+        }
+        if !self.said.is_empty() && self.state.needs().next().is_none() {
+            self.said.clear();
+            tracing::info!("{}: all problems are cured", self.path.display());
+        }
+        self.has_trash = true;
+        for (path, content) in self.replica.take_needs() {
+            self.state.need(path, content, None);
+        }
+        Ok(())
+    }
+
+    fn start_checkpoint(&mut self, now: Instant) {
+        let Some(marks) = self.state.watermarks else { return };
+        let needs: Vec<(TreePath, bool)> =
+            self.state.needs().map(|(path, content)| (path.clone(), content)).collect();
+        if !self.checkpointer.is_due(now, &marks, &needs) {
+            return;
+        }
+        let Some(checkpoint) = self.checkpoint() else { return };
+        if let Err(error) = self.checkpointer.start(&self.replica, checkpoint, now) {
+            tracing::error!("{}: the checkpoint cannot be begun: {error}", self.path.display());
+        }
+    }
+
+    fn finish_checkpoint(&mut self) {
+        match self.checkpointer.finish() {
+            Some(Ok(marks))
+                if self.state.watermarks.is_some_and(|now| now.epoch == marks.epoch) =>
+            {
+                self.state.durable = marks.applied;
+            }
+            Some(Err(error)) => {
+                tracing::error!("{}: the checkpoint failed: {error}", self.path.display());
+            }
+            Some(Ok(_)) | None => {}
+        }
+    }
+}
+
+impl Role for Sink {
+    fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
+        vec![self.checkpointer.descriptor()]
+    }
+
+    fn handle_readable(&mut self, _now: Instant) -> Result<(), RoleError> {
+        self.finish_checkpoint();
+        Ok(())
+    }
+
+    fn wants_upstream(&self, now: Instant) -> bool {
+        self.link.is_none() && now >= self.connect_at
+    }
+
+    fn handle_connected(&mut self, link: LinkId, now: Instant) {
+        self.frames.clear();
+        if self.adopts && self.state.watermarks.is_none() {
+            self.state.tree = None; // Whatever it was a replica of, it becomes one of this.
+        }
+        let empty = self.state.watermarks.is_none() && self.replica.is_empty().unwrap_or(false);
+        let (receiver, hello) = Receiver::new(&mut self.state, empty, now);
+        self.link = Some((link, receiver));
+        self.frames.push_back(encode_message(&hello));
+    }
+
+    fn handle_frame(
+        &mut self,
+        link: LinkId,
+        frame: Frame<'_>,
+        bytes: usize,
+        now: Instant,
+    ) -> Result<(), LinkError> {
+        let refuse =
+            |error: &dyn std::fmt::Display| LinkError::Refuse(Refusal::Protocol(error.to_string()));
+        let Some((current, receiver)) = &mut self.link else { return Ok(()) };
+        if *current != link {
+            return Ok(());
+        }
+        if frame.kind == FrameKind::Items {
+            for item in frame.items() {
+                let (item, raw) = item.map_err(|error| refuse(&error))?;
+                self.apply(&item, raw, now)?;
+            }
+            if let Some((_, receiver)) = &mut self.link {
+                receiver.handle_frame(bytes, now);
+            }
+            let flush_at = *self.flush_at.get_or_insert(now + FLUSH_INTERVAL);
+            return if now >= flush_at { self.flush(now) } else { Ok(()) };
+        }
+        let message = frame.message().map_err(|error| refuse(&error))?;
+        if let crate::wire::Message::Bye(refusal) = message {
+            return Err(self.refused(refusal));
+        }
+        let plan = receiver.handle_message(&mut self.state, message, now);
+        let plan = plan.map_err(|refusal| self.fatal(refusal))?;
+        if let Some(plan) = plan {
+            self.backoff = Duration::from_millis(BACKOFF_MS_MIN);
+            if self.unreachable.take().is_some() {
+                tracing::info!("{}: connected to the upstream", self.path.display());
+            }
+            self.adopts = false;
+            match plan {
+                Plan::Resume => tracing::info!("{}: resuming by position", self.path.display()),
+                Plan::Compare { .. } | Plan::Full { .. } => {
+                    tracing::info!("{}: receiving the whole tree", self.path.display());
+                    self.begin_reconcile()?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn handle_drained(&mut self, _link: LinkId, now: Instant) -> Result<(), LinkError> {
+        if self.flush_at.is_some() { self.flush(now) } else { Ok(()) }
+    }
+
+    fn poll_transmit(&mut self, link: LinkId, now: Instant) -> Result<Option<Vec<u8>>, LinkError> {
+        let Some((current, receiver)) = &mut self.link else { return Ok(None) };
+        if *current != link {
+            return Ok(None);
+        }
+        if let Some(frame) = self.frames.pop_front() {
+            return Ok(Some(frame));
+        }
+        if receiver.is_silent(now) {
+            return Err(LinkError::Refuse(Refusal::Protocol("silent for too long".into())));
+        }
+        Ok(receiver.poll_message(&mut self.state, now).as_ref().map(encode_message))
+    }
+
+    fn handle_closed(&mut self, link: Option<LinkId>, reason: &str, now: Instant) {
+        if let (Some(closed), Some((current, _))) = (link, &self.link)
+            && closed != *current
+        {
+            return;
+        }
+        if link.is_some() {
+            // What was received whole is kept; its marks are not lost.
+            if let Err(error) = self.flush(now) {
+                tracing::debug!("{error}");
+            }
+            self.replica.drop_stages();
+        }
+        self.link = None;
+        self.flush_at = None;
+        self.frames.clear();
+        if self.unreachable.as_deref() != Some(reason) {
+            tracing::warn!(
+                "{}: no upstream ({reason}); trying again until there is",
+                self.path.display()
+            );
+            self.unreachable = Some(reason.to_string());
+        }
+        self.connect_at = now + jittered(self.backoff, now);
+        self.backoff = (self.backoff * 2).min(Duration::from_millis(BACKOFF_MS_MAX));
+    }
+
+    fn poll_timeout(&self) -> Option<Instant> {
+        let mut next = match &self.link {
+            Some((_, receiver)) => receiver.poll_timeout(&self.state),
+            None => self.connect_at,
+        };
+        if let Some(flush_at) = self.flush_at {
+            next = next.min(flush_at);
+        }
+        if let Some(marks) = &self.state.watermarks
+            && let Some(due) = self.checkpointer.due_at(marks)
+        {
+            next = next.min(due);
+        }
+        if self.has_trash {
+            next = next.min(Instant::now());
+        }
+        Some(next)
+    }
+
+    fn handle_timeout(&mut self, now: Instant) -> Result<(), RoleError> {
+        if self.flush_at.is_some_and(|at| now >= at)
+            && let Err(LinkError::Role(error)) = self.flush(now)
+        {
+            return Err(error);
+        }
+        if self.has_trash {
+            self.has_trash = self.replica.empty_trash(TRASH_ENTRIES_MAX);
+        }
+        self.finish_checkpoint();
+        self.start_checkpoint(now);
+        match self.failed.take() {
+            Some(reason) => Err(RoleError(reason)),
+            None => Ok(()),
+        }
+    }
+
+    fn shut_down(&mut self) -> Result<(), RoleError> {
+        let failed = |error: &dyn std::fmt::Display| {
+            RoleError(format!("{}: at the end: {error}", self.path.display()))
+        };
+        self.checkpointer.cancel();
+        if let Err(error) = self.replica.flush() {
+            return Err(failed(&error));
+        }
+        if let Some((_, receiver)) = &mut self.link {
+            receiver.handle_flushed(&mut self.state);
+        }
+        let Some(checkpoint) = self.checkpoint() else { return Ok(()) };
+        rustix::fs::syncfs(self.replica.root()).map_err(|error| failed(&error))?;
+        checkpoint.save(self.replica.control()).map_err(|error| failed(&error))
+    }
+}
+
+impl Sink {
+    /// What the upstream refused ends the process if trying again cannot help.
+    fn refused(&self, refusal: Refusal) -> LinkError {
+        match refusal {
+            Refusal::WrongTree(_) | Refusal::Version(_) | Refusal::Cycle(_) => self.fatal(refusal),
+            Refusal::Protocol(_) | Refusal::ShuttingDown | Refusal::StartOver(_) => {
+                LinkError::Refused(refusal)
+            }
+        }
+    }
+
+    fn fatal(&self, refusal: Refusal) -> LinkError {
+        let advice = match &refusal {
+            Refusal::WrongTree(_) => {
+                "; check the address, or use --adopt to make this a replica of that tree"
+            }
+            Refusal::Version(_) => "; install the same version of mirror on both hosts",
+            Refusal::Cycle(_) => "; choose another upstream",
+            Refusal::Protocol(_) | Refusal::ShuttingDown | Refusal::StartOver(_) => {
+                return LinkError::Refuse(refusal);
+            }
+        };
+        RoleError(format!("{}: {refusal}{advice}", self.path.display())).into()
+    }
+}
+
+/// Refuses a directory that holds something and never was a replica.
+fn refuse_foreign(path: &std::path::Path) -> Result<(), RoleError> {
+    let fail = |error: io::Error| RoleError(format!("{}: {error}", path.display()));
+    let entries = match std::fs::read_dir(path) {
+        Ok(entries) => entries,
+        Err(error) => return Err(fail(error)),
+    };
+    let mut names = Vec::new();
+    let mut more = 0;
+    for entry in entries {
+        let entry = entry.map_err(fail)?;
+        let name = entry.file_name();
+        let is_own = name == ".mirror";
+        let is_empty_lost_found = name == "lost+found"
+            && std::fs::read_dir(entry.path()).is_ok_and(|mut entries| entries.next().is_none());
+        if is_own || is_empty_lost_found {
+            continue;
+        }
+        if names.len() < 5 {
+            names.push(name.to_string_lossy().escape_debug().to_string());
+        } else {
+            more += 1;
+        }
+    }
+    if names.is_empty() {
+        return Ok(());
+    }
+    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    Err(RoleError(format!(
+        "{}: it is not empty and never was a replica; a sink removes what its upstream does not \
+         have: {}{more} would be lost. Choose an empty directory, or use --adopt to make this one \
+         a replica and keep what is equal",
+        path.display(),
+        names.join(", ")
+    )))
+}
+
+/// Spreads the reconnects of many sinks over half of the pause.
+fn jittered(pause: Duration, now: Instant) -> Duration {
+    use std::hash::{BuildHasher, RandomState};
+    let random = RandomState::new().hash_one(now) % 1000;
+    pause / 2 + pause / 2 * random as u32 / 1000
+}

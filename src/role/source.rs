@@ -1,0 +1,441 @@
+//! A source: a feed, its journal, and any number of downstreams.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::os::fd::BorrowedFd;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use super::batch::{Batch, Problems};
+use super::identity::SourceIdentity;
+use super::options::SourceOptions;
+use super::{Feed, FeedEvent, LinkError, LinkId, Role, RoleError};
+use crate::journal::{Cursor, Journal, ReadError};
+use crate::model::limits::{HEARTBEAT_MS, RECORDS_READ_MAX};
+use crate::model::{Epoch, Position, RenameIndex, Sequence, Timestamp};
+use crate::session::{Sender, SourceState};
+use crate::tree::{Reader, Root, StageReader};
+use crate::watch::{Watch, WatchOptions, wall_clock};
+use crate::wire::{Frame, FrameKind, Message, Refusal, StageId, encode_message};
+
+/// Time between two attempts at what could not be read, and at a journal without room.
+const RETRY: Duration = Duration::from_secs(5);
+
+/// Serves one tree to any number of downstreams.
+pub struct Source<F> {
+    path: PathBuf,
+    feed: F,
+    journal: Journal,
+    renames: RenameIndex,
+    reader: Reader,
+    identity: SourceIdentity,
+    epoch: Epoch,
+    downstreams: BTreeMap<LinkId, Downstream>,
+    problems: Problems,
+    retry_at: Option<Instant>,
+    /// Whether records came in that the loop has not offered to every downstream yet.
+    has_news: bool,
+    /// Why nothing is sent at present.
+    held: Option<String>,
+    held_until: Instant,
+}
+
+/// One downstream: a session, and what belongs to it.
+struct Downstream {
+    sender: Sender,
+    cursor: Option<Cursor>,
+    stages: HashMap<StageId, StageReader>,
+    /// Encoded and not handed out.
+    frames: VecDeque<Vec<u8>>,
+    /// A hello that waits for the first scan.
+    hello: Option<Message>,
+    heartbeat_at: Instant,
+    /// Why the connection is to be closed.
+    refusal: Option<Refusal>,
+}
+
+impl Source<Watch> {
+    /// Opens the source of the tree at `options.root`.
+    pub fn open(options: SourceOptions) -> Result<Self, RoleError> {
+        let path = &options.root;
+        let fail = |what: &str, error: &dyn std::fmt::Display| {
+            RoleError(format!("{}: {what}: {error}", path.display()))
+        };
+        let root = Root::open(path).map_err(|error| fail("cannot open the tree", &error))?;
+        if options.lock_root {
+            super::identity::lock(&root, path)?;
+        }
+        let identity = SourceIdentity::load(&options.state_dir, &root, options.accept_root)?;
+        let journal = Journal::open(&options.state_dir.join("journal"), options.journal_bytes)
+            .map_err(|error| RoleError(format!("the journal cannot be used: {error}")))?;
+        let watch_options = WatchOptions { rescan_interval: options.rescan_interval };
+        let watched = Root::open(path).map_err(|error| fail("cannot open the tree", &error))?;
+        let watch = Watch::new(watched, watch_options)
+            .map_err(|error| fail("cannot watch the tree", &error))?;
+        Source::new(options.root.clone(), watch, journal, Reader::new(root), identity)
+    }
+}
+
+impl<F: Feed> Source<F> {
+    /// Returns a source that journals what `feed` brings. Continuity with an earlier run is
+    /// never claimed, so a new epoch begins.
+    pub fn new(
+        path: PathBuf,
+        mut feed: F,
+        mut journal: Journal,
+        reader: Reader,
+        identity: SourceIdentity,
+    ) -> Result<Self, RoleError> {
+        let epoch = Epoch { id: identity.epoch, parent: None };
+        journal
+            .begin_epoch(identity.tree, epoch)
+            .map_err(|error| RoleError(format!("the journal cannot be written: {error}")))?;
+        feed.start(journal.next_sequence());
+        let renames = RenameIndex::new(journal.floor());
+        Ok(Source {
+            path,
+            feed,
+            journal,
+            renames,
+            reader,
+            identity,
+            epoch,
+            downstreams: BTreeMap::new(),
+            problems: Problems::new(),
+            retry_at: None,
+            has_news: false,
+            held: None,
+            held_until: Instant::now(),
+        })
+    }
+
+    /// Returns the feed.
+    pub fn feed(&mut self) -> &mut F {
+        &mut self.feed
+    }
+
+    /// Returns what each downstream acknowledged last.
+    pub fn acked(&self, link: LinkId) -> Option<(Sequence, Sequence, Sequence)> {
+        self.downstreams.get(&link).map(|downstream| downstream.sender.acked())
+    }
+
+    /// Returns the journal's last sequence.
+    pub fn head(&self) -> Sequence {
+        self.journal.head()
+    }
+
+    /// Brings the journal up to what the feed knows now. Returns whether states may be read and
+    /// sent.
+    fn drain(&mut self, now: Instant) -> bool {
+        while let Some(event) = self.feed.poll_event() {
+            match event {
+                FeedEvent::Record(record) => {
+                    self.has_news = true;
+                    self.renames.push(record.sequence, &record.change);
+                    self.journal.append(&record);
+                }
+                FeedEvent::Reset(position) => self.reset(position),
+            }
+        }
+        if self.held.is_some() && now < self.held_until {
+            return false;
+        }
+        // Written before any message that names it leaves.
+        let held = match self.journal.commit() {
+            Ok(()) => self.feed.hold(),
+            Err(error) => Some(format!("the journal cannot be written: {error}")),
+        };
+        if let Some(reason) = &held {
+            if self.held.is_none() {
+                tracing::error!("{reason}; nothing is sent until then");
+            }
+            self.held_until = now + Duration::from_millis(500);
+        } else {
+            if self.held.is_some() {
+                tracing::info!("{}: going on", self.path.display());
+            }
+            let position = Position {
+                tree: self.identity.tree,
+                epoch: self.epoch.id,
+                sequence: self.journal.head(),
+            };
+            self.feed.committed(position);
+        }
+        self.held = held;
+        self.held.is_none() && self.feed.is_settled()
+    }
+
+    fn reset(&mut self, position: Position) {
+        self.epoch = Epoch { id: position.epoch, parent: None };
+        if let Err(error) = self.journal.begin_epoch(position.tree, self.epoch) {
+            tracing::error!("a new epoch cannot begin: {error}");
+        }
+        self.renames = RenameIndex::new(self.journal.floor());
+    }
+
+    fn state(&self) -> SourceState {
+        SourceState {
+            tree: self.identity.tree,
+            chain: vec![self.identity.node],
+            epoch: self.epoch,
+            floor: self.journal.floor(),
+            head: self.journal.head(),
+            clock: self.feed.clock(),
+        }
+    }
+
+    /// Reads what `link` is to be sent next and turns it into frames.
+    fn fill(&mut self, link: LinkId, now: Instant) -> Result<(), LinkError> {
+        if !self.drain(now) {
+            return Ok(());
+        }
+        let state = self.state();
+        let Some(downstream) = self.downstreams.get_mut(&link) else { return Ok(()) };
+        if let Some(hello) = downstream.hello.take() {
+            let answer = downstream
+                .sender
+                .handle_message(hello, &state, &self.renames, now)
+                .map_err(LinkError::Refuse)?;
+            downstream.frames.extend(answer.as_ref().map(encode_message));
+        }
+        if !downstream.sender.is_running() {
+            return Ok(());
+        }
+        let Downstream { sender, cursor, stages, frames, .. } = downstream;
+        let mut batch = Batch::default();
+        while let Some(rename) = sender.poll_rename(&self.renames) {
+            batch.frame().push(&rename);
+            if batch.frame().len() >= crate::model::limits::FRAME_BYTES_TARGET {
+                // More renames follow: nothing may be read before.
+                let frame = std::mem::take(batch.frame()).finish();
+                sender.handle_sent(frame.len(), true, now);
+                frames.push_back(frame);
+                return Ok(());
+            }
+        }
+        if let Some(after) = sender.wants_records(state.head) {
+            take_records(&self.journal, cursor, sender, after, state.head)?;
+        }
+        sender.begin_batch(state.head);
+        batch.read(
+            sender,
+            stages,
+            &mut self.reader,
+            &mut self.feed,
+            &self.renames,
+            &mut self.problems,
+        );
+        if let Err(error) = batch.read_chunk(sender, stages) {
+            tracing::warn!("{}: reading a big file: {error}", self.path.display());
+        }
+        if batch.has_jobs() {
+            self.drain(now);
+        }
+        if !self.problems.is_empty() && self.retry_at.is_none() {
+            self.retry_at = Some(now + RETRY);
+        }
+        let held = self.held.is_some();
+        let Some(downstream) = self.downstreams.get_mut(&link) else { return Ok(()) };
+        let Downstream { sender, stages, frames, .. } = downstream;
+        let mut ready = batch.use_confirmed(sender, stages, &mut self.feed, held, &self.renames);
+        if ready.is_empty() {
+            ready.push(Default::default());
+        }
+        let clock = self.feed.clock();
+        if let Some(last) = ready.last_mut() {
+            while let Some(item) = sender.poll_through(clock) {
+                last.push(&item);
+            }
+        }
+        for frame in ready.into_iter().filter(|frame| !frame.is_empty()) {
+            let frame = frame.finish();
+            sender.handle_sent(frame.len(), true, now);
+            frames.push_back(frame);
+        }
+        Ok(())
+    }
+}
+
+impl<F: Feed> Role for Source<F> {
+    fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
+        self.feed.descriptor().into_iter().collect()
+    }
+
+    fn handle_readable(&mut self, now: Instant) -> Result<(), RoleError> {
+        self.drain(now);
+        Ok(())
+    }
+
+    fn wants_upstream(&self, _now: Instant) -> bool {
+        false
+    }
+
+    fn handle_connected(&mut self, link: LinkId, now: Instant) {
+        let downstream = Downstream {
+            sender: Sender::new(now),
+            cursor: None,
+            stages: HashMap::new(),
+            frames: VecDeque::new(),
+            hello: None,
+            heartbeat_at: now + Duration::from_millis(HEARTBEAT_MS),
+            refusal: None,
+        };
+        self.downstreams.insert(link, downstream);
+    }
+
+    fn handle_frame(
+        &mut self,
+        link: LinkId,
+        frame: Frame<'_>,
+        _bytes: usize,
+        now: Instant,
+    ) -> Result<(), LinkError> {
+        let refuse = |reason: String| LinkError::Refuse(Refusal::Protocol(reason));
+        if frame.kind != FrameKind::Message {
+            return Err(refuse("a downstream sends no items".into()));
+        }
+        let message = frame.message().map_err(|error| refuse(error.to_string()))?;
+        let state = self.state();
+        let Some(downstream) = self.downstreams.get_mut(&link) else { return Ok(()) };
+        match message {
+            Message::Bye(reason) => Err(LinkError::Refused(reason)),
+            Message::DownstreamHello(_) if !downstream.sender.is_running() => {
+                downstream.hello = Some(message);
+                downstream.heartbeat_at = now + Duration::from_millis(HEARTBEAT_MS);
+                Ok(())
+            }
+            message => {
+                let answer = downstream
+                    .sender
+                    .handle_message(message, &state, &self.renames, now)
+                    .map_err(LinkError::Refuse)?;
+                downstream.frames.extend(answer.as_ref().map(encode_message));
+                Ok(())
+            }
+        }
+    }
+
+    fn handle_drained(&mut self, _link: LinkId, _now: Instant) -> Result<(), LinkError> {
+        Ok(())
+    }
+
+    fn poll_transmit(&mut self, link: LinkId, now: Instant) -> Result<Option<Vec<u8>>, LinkError> {
+        let Some(downstream) = self.downstreams.get_mut(&link) else { return Ok(None) };
+        if downstream.frames.is_empty() {
+            self.fill(link, now)?;
+        }
+        let Some(downstream) = self.downstreams.get_mut(&link) else { return Ok(None) };
+        match downstream.refusal.take() {
+            Some(refusal) => Err(LinkError::Refuse(refusal)),
+            None => Ok(downstream.frames.pop_front()),
+        }
+    }
+
+    fn handle_closed(&mut self, link: Option<LinkId>, reason: &str, _now: Instant) {
+        if let Some(link) = link
+            && self.downstreams.remove(&link).is_some()
+        {
+            tracing::info!("{}: a downstream left: {reason}", self.path.display());
+        }
+    }
+
+    fn poll_timeout(&self) -> Option<Instant> {
+        let mut next = self.feed.poll_timeout();
+        let mut at = |moment: Instant| next = Some(next.map_or(moment, |next| next.min(moment)));
+        if self.has_news && self.downstreams.len() > 1 {
+            at(Instant::now());
+        }
+        if self.held.is_some() {
+            at(self.held_until);
+        }
+        if let Some(retry_at) = self.retry_at {
+            at(retry_at);
+        }
+        for downstream in self.downstreams.values() {
+            if downstream.hello.is_some() {
+                at(downstream.heartbeat_at);
+            } else if downstream.refusal.is_none() {
+                at(downstream.sender.poll_timeout());
+            }
+        }
+        next
+    }
+
+    fn handle_timeout(&mut self, now: Instant) -> Result<(), RoleError> {
+        if self.retry_at.is_some_and(|at| now >= at) {
+            for path in self.problems.keys() {
+                self.feed.mark(path);
+            }
+            self.retry_at = (!self.problems.is_empty()).then_some(now + RETRY);
+        }
+        self.has_news = false;
+        self.drain(now);
+        let (head, clock) = (self.journal.head(), wall_clock());
+        for downstream in self.downstreams.values_mut() {
+            downstream.keep_alive(head, clock, now);
+        }
+        Ok(())
+    }
+
+    fn shut_down(&mut self) -> Result<(), RoleError> {
+        let failed = |error: &dyn std::fmt::Display| {
+            RoleError(format!("the journal could not be written at the end: {error}"))
+        };
+        self.journal.commit().map_err(|error| failed(&error))?;
+        self.journal.sync().map_err(|error| failed(&error))
+    }
+}
+
+impl Downstream {
+    /// Queues a heartbeat if nothing was sent for a while, and notices a silent peer.
+    fn keep_alive(&mut self, head: Sequence, clock: Timestamp, now: Instant) {
+        let heartbeat = if self.hello.is_some() {
+            let due = now >= self.heartbeat_at;
+            Ok(due.then_some(Message::Heartbeat { head, clock }))
+        } else {
+            self.sender.poll_heartbeat(head, clock, now)
+        };
+        match heartbeat {
+            Ok(None) => {}
+            Ok(Some(heartbeat)) => {
+                self.heartbeat_at = now + Duration::from_millis(HEARTBEAT_MS);
+                let frame = encode_message(&heartbeat);
+                self.sender.handle_sent(frame.len(), false, now);
+                // One that a slow peer has not taken yet says the same.
+                if self.frames.is_empty() {
+                    self.frames.push_back(frame);
+                }
+            }
+            Err(refusal) => self.refusal = Some(refusal),
+        }
+    }
+}
+
+/// Reads the journal on for a sender.
+fn take_records(
+    journal: &Journal,
+    cursor: &mut Option<Cursor>,
+    sender: &mut Sender,
+    after: Sequence,
+    head: Sequence,
+) -> Result<(), LinkError> {
+    let fallen = || LinkError::Refuse(Refusal::StartOver("it fell off the journal".into()));
+    if cursor.is_none() {
+        *cursor = Some(journal.cursor(after).ok_or_else(fallen)?);
+    }
+    let Some(cursor) = cursor else { return Ok(()) };
+    let mut records = Vec::new();
+    match journal.read(cursor, RECORDS_READ_MAX, &mut records) {
+        Ok(()) => {}
+        Err(ReadError::Fallen { .. }) => return Err(fallen()),
+        Err(error) => {
+            let reason = format!("its journal cannot be read: {error}");
+            return Err(LinkError::Refuse(Refusal::StartOver(reason)));
+        }
+    }
+    let through = match records.last() {
+        Some(last) if records.len() == RECORDS_READ_MAX => last.sequence,
+        _ => head,
+    };
+    sender.handle_records(records, through);
+    Ok(())
+}

@@ -1,0 +1,378 @@
+//! The downstream's side of the connection to its upstream.
+//!
+//! [`ReceiverState`] outlives connections: watermarks and needs. [`Receiver`] is one
+//! connection. The shell applies items to the tree and reports each with
+//! [`Receiver::handle_applied`]; when the tree was flushed, [`Receiver::handle_flushed`] lets
+//! the watermarks follow.
+
+use std::time::{Duration, Instant};
+
+use crate::model::limits::*;
+use crate::model::{Change, NodeId, Sequence, Timestamp, TreeId, TreePath, Watermarks};
+use crate::wire::message::VERSIONS;
+use crate::wire::{DownstreamHello, Item, Message, Plan, Refusal, UpstreamHello};
+
+/// What a replica knows of itself, whether connected or not.
+#[derive(Debug, Clone)]
+pub struct ReceiverState {
+    /// Who we are.
+    pub node: NodeId,
+    /// Which tree this is a replica of.
+    pub tree: Option<TreeId>,
+    /// How far it is; `None` while its state is unknown.
+    pub watermarks: Option<Watermarks>,
+    /// Up to this moment of the source's clock, equal size and time mean equal content.
+    pub trusted_until: Timestamp,
+    /// Everything through this sequence is on stable storage.
+    pub durable: Sequence,
+    /// Subtrees that are missing or wrong here.
+    needs: Vec<Need>,
+    need_next: u64,
+}
+
+/// A subtree to be asked for.
+#[derive(Debug, Clone)]
+struct Need {
+    id: u64,
+    path: TreePath,
+    content: bool,
+    /// Asked on the present connection, and not answered yet.
+    asked: bool,
+    /// Not to be asked before this moment, after a failure.
+    not_before: Option<Instant>,
+}
+
+impl ReceiverState {
+    /// Returns the state of a replica that knows nothing yet.
+    pub fn new(node: NodeId) -> Self {
+        ReceiverState {
+            node,
+            tree: None,
+            watermarks: None,
+            trusted_until: Timestamp::default(),
+            durable: Sequence(0),
+            needs: Vec::new(),
+            need_next: 0,
+        }
+    }
+
+    /// Returns the subtrees that are missing or wrong, and whether their content must travel.
+    pub fn needs(&self) -> impl Iterator<Item = (&TreePath, bool)> {
+        self.needs.iter().map(|need| (&need.path, need.content))
+    }
+
+    /// Adds a subtree to be asked for, not before `not_before`.
+    pub fn need(&mut self, path: TreePath, content: bool, not_before: Option<Instant>) {
+        let known = |need: &Need| !need.asked && need.path == path;
+        if let Some(need) = self.needs.iter_mut().find(|need| known(need)) {
+            need.content |= content;
+            need.not_before = need.not_before.max(not_before);
+            return;
+        }
+        let (path, content) = if self.needs.len() < NEEDS_MAX {
+            (path, content)
+        } else {
+            // Too many to tell one by one: the whole tree is compared, once that can help.
+            let later = self.needs.iter().filter_map(|need| need.not_before).max();
+            self.needs.clear();
+            return self.need(TreePath::root(), false, not_before.max(later));
+        };
+        if self.needs.iter().any(|need| !need.asked && need.path.is_root() && !need.content) {
+            return; // Covered by the comparison of everything.
+        }
+        let id = self.need_next;
+        self.need_next += 1;
+        self.needs.push(Need { id, path, content, asked: false, not_before });
+    }
+}
+
+/// One connection to the upstream.
+#[derive(Debug)]
+pub struct Receiver {
+    plan: Option<Plan>,
+    epoch: Option<crate::model::EpochId>,
+    moved: Sequence,
+    /// The mark that counts once everything before it is flushed.
+    through: Option<(Sequence, Timestamp)>,
+    /// The upstream's journal head and clock, as it said last.
+    pub upstream_head: (Sequence, Timestamp),
+    handled_bytes: u64,
+    acked_bytes: u64,
+    acked_marks: Option<(Sequence, Sequence, Sequence)>,
+    last_ack: Instant,
+    last_heard: Instant,
+}
+
+impl Receiver {
+    /// Returns a receiver for a connection that was just made, and its hello.
+    pub fn new(state: &mut ReceiverState, empty: bool, now: Instant) -> (Self, Message) {
+        for need in &mut state.needs {
+            need.asked = false;
+        }
+        let receiver = Receiver {
+            plan: None,
+            epoch: None,
+            moved: state.watermarks.map_or(Sequence(0), |marks| marks.moved),
+            through: None,
+            upstream_head: Default::default(),
+            handled_bytes: 0,
+            acked_bytes: 0,
+            acked_marks: None,
+            last_ack: now,
+            last_heard: now,
+        };
+        let hello = DownstreamHello {
+            versions: VERSIONS,
+            node: state.node,
+            tree: state.tree,
+            watermarks: state.watermarks,
+            trusted_until: state.trusted_until,
+            empty,
+        };
+        (receiver, Message::DownstreamHello(hello))
+    }
+
+    /// Handles a message of the upstream. Returns its hello's plan: before anything else is
+    /// handled, a plan other than [`Plan::Resume`] must be noted durably, for from then on
+    /// the tree is in an unknown state.
+    ///
+    /// # Errors
+    ///
+    /// A [`Refusal`] to be sent as the last message.
+    pub fn handle_message(
+        &mut self,
+        state: &mut ReceiverState,
+        message: Message,
+        now: Instant,
+    ) -> Result<Option<Plan>, Refusal> {
+        self.last_heard = now;
+        match message {
+            Message::UpstreamHello(hello) if self.plan.is_none() => {
+                self.handle_hello(state, hello).map(Some)
+            }
+            _ if self.plan.is_none() => {
+                Err(Refusal::Protocol("the first message is no hello".into()))
+            }
+            Message::Heartbeat { head, clock } => {
+                self.upstream_head = (head, clock);
+                Ok(None)
+            }
+            Message::Bye(_) => Ok(None),
+            _ if self.plan.is_none() => {
+                Err(Refusal::Protocol("the first message is no hello".into()))
+            }
+            _ => Err(Refusal::Protocol("a message of the wrong direction".into())),
+        }
+    }
+
+    fn handle_hello(
+        &mut self,
+        state: &mut ReceiverState,
+        hello: UpstreamHello,
+    ) -> Result<Plan, Refusal> {
+        if hello.version < VERSIONS.oldest || hello.version > VERSIONS.newest {
+            return Err(Refusal::Version(VERSIONS));
+        }
+        if state.tree.is_some_and(|tree| tree != hello.tree) {
+            return Err(Refusal::WrongTree(hello.tree));
+        }
+        if hello.chain.contains(&state.node) {
+            return Err(Refusal::Cycle(state.node));
+        }
+        match hello.plan {
+            Plan::Resume => {
+                let epoch = state.watermarks.map(|marks| marks.epoch);
+                if epoch != Some(hello.epoch.id) {
+                    return Err(Refusal::Protocol("resumed in another epoch".into()));
+                }
+            }
+            Plan::Compare { moved } | Plan::Full { moved } => {
+                state.watermarks = None;
+                state.durable = Sequence(0);
+                state.needs.clear(); // All is compared.
+                self.moved = moved;
+            }
+        }
+        state.tree = Some(hello.tree);
+        self.epoch = Some(hello.epoch.id);
+        self.upstream_head = (hello.head, hello.clock);
+        self.plan = Some(hello.plan);
+        Ok(hello.plan)
+    }
+
+    /// Returns whether the two sides have greeted each other.
+    pub fn is_running(&self) -> bool {
+        self.plan.is_some()
+    }
+
+    /// Checks an item before it is applied. Returns `false` for what is not for the tree and is
+    /// handled here already.
+    ///
+    /// # Errors
+    ///
+    /// A [`Refusal`] if no honest upstream sends this now.
+    pub fn handle_item(&mut self, state: &mut ReceiverState, item: &Item) -> Result<bool, Refusal> {
+        if self.plan.is_none() {
+            return Err(Refusal::Protocol("items before the hello".into()));
+        }
+        match item {
+            Item::Rename { sequence, .. } | Item::Exchange { sequence, .. } => {
+                // I4: applied twice it would move what was created under the old name since.
+                if *sequence <= self.moved {
+                    return Err(Refusal::Protocol("a rename came twice".into()));
+                }
+                Ok(true)
+            }
+            Item::Through { sequence, clock } => {
+                let before = state.watermarks.map(|marks| marks.applied);
+                if before.is_some_and(|before| *sequence < before) {
+                    return Err(Refusal::Protocol("a mark went back".into()));
+                }
+                self.through = Some((*sequence, *clock));
+                Ok(false)
+            }
+            Item::Answered { id } => {
+                state.needs.retain(|need| !(need.asked && need.id == *id));
+                Ok(false)
+            }
+            _ => Ok(true),
+        }
+    }
+
+    /// Says that `item` was applied, and which subtrees are missing for it.
+    pub fn handle_applied(
+        &mut self,
+        state: &mut ReceiverState,
+        item: &Item,
+        needs: Vec<(TreePath, bool)>,
+    ) {
+        let change = match item {
+            Item::Rename { sequence, from, to } => {
+                Some((*sequence, Change::Rename { from: from.clone(), to: to.clone() }))
+            }
+            Item::Exchange { sequence, a, b } => {
+                Some((*sequence, Change::Exchange { a: a.clone(), b: b.clone() }))
+            }
+            _ => None,
+        };
+        if let Some((sequence, change)) = &change {
+            self.moved = *sequence;
+            if let Some(marks) = &mut state.watermarks {
+                marks.moved = *sequence;
+            }
+            for need in &mut state.needs {
+                if let Some(path) = change.translate(&need.path) {
+                    need.path = path;
+                }
+            }
+            if self.is_reconciling(state) {
+                return; // The upstream compares both ends by itself.
+            }
+        }
+        for (path, content) in needs {
+            state.need(path, content, None);
+        }
+    }
+
+    /// Says that an item could not be applied at `path`; it is asked for again after `pause`.
+    pub fn handle_problem(
+        &mut self,
+        state: &mut ReceiverState,
+        item: &Item,
+        path: TreePath,
+        now: Instant,
+        pause: Duration,
+    ) {
+        self.handle_applied(state, item, Vec::new());
+        let not_before = Some(now + pause);
+        match item {
+            Item::Rename { from: a, to: b, .. } | Item::Exchange { a, b, .. } => {
+                state.need(a.clone(), true, not_before);
+                state.need(b.clone(), true, not_before);
+            }
+            Item::Names { path, .. } => state.need(path.clone(), false, not_before),
+            Item::State { path, entry, .. } if entry.is_directory() => {
+                state.need(path.clone(), false, not_before);
+            }
+            _ => state.need(path, true, not_before),
+        }
+    }
+
+    /// Says that everything applied so far is in place with its times: marks count from here.
+    pub fn handle_flushed(&mut self, state: &mut ReceiverState) {
+        let (Some((sequence, clock)), Some(epoch)) = (self.through.take(), self.epoch) else {
+            return;
+        };
+        let moved = self.moved.max(sequence);
+        self.moved = moved;
+        state.watermarks = Some(Watermarks { epoch, moved, applied: sequence });
+        state.trusted_until = clock;
+    }
+
+    /// Returns whether the tree is in an unknown state until the present comparison ends.
+    pub fn is_reconciling(&self, state: &ReceiverState) -> bool {
+        state.watermarks.is_none()
+    }
+
+    /// Says that a frame of items, `bytes` long with its header, was handled.
+    pub fn handle_frame(&mut self, bytes: usize, now: Instant) {
+        self.last_heard = now;
+        self.handled_bytes += bytes as u64;
+    }
+
+    /// Returns the next message to the upstream.
+    pub fn poll_message(&mut self, state: &mut ReceiverState, now: Instant) -> Option<Message> {
+        self.plan?;
+        let moved = self.moved;
+        let due = |need: &&mut Need| !need.asked && need.not_before.is_none_or(|at| at <= now);
+        if let Some(need) = state.needs.iter_mut().find(due) {
+            need.asked = true;
+            return Some(Message::Need {
+                id: need.id,
+                path: need.path.clone(),
+                content: need.content,
+                moved,
+            });
+        }
+        if now < self.ack_due(state) {
+            return None;
+        }
+        self.last_ack = now;
+        self.acked_bytes = self.handled_bytes;
+        self.acked_marks = Some(self.marks(state));
+        let (moved, applied, durable) = self.marks(state);
+        Some(Message::Ack { moved, applied, durable, handled_bytes: self.handled_bytes })
+    }
+
+    fn marks(&self, state: &ReceiverState) -> (Sequence, Sequence, Sequence) {
+        let applied = state.watermarks.map_or(Sequence(0), |marks| marks.applied);
+        (self.moved, applied, state.durable.min(applied))
+    }
+
+    fn ack_due(&self, state: &ReceiverState) -> Instant {
+        if self.handled_bytes - self.acked_bytes >= ACK_BYTES_MAX {
+            return self.last_ack;
+        }
+        let news = self.handled_bytes > self.acked_bytes
+            || self.acked_marks.is_none_or(|acked| acked != self.marks(state));
+        self.last_ack + Duration::from_millis(if news { ACK_MS_MAX } else { HEARTBEAT_MS })
+    }
+
+    /// Returns when something must be done although nothing happens.
+    pub fn poll_timeout(&self, state: &ReceiverState) -> Instant {
+        let silence = if self.plan.is_some() { SILENCE_MS_MAX } else { HANDSHAKE_MS_MAX };
+        let silent = self.last_heard + Duration::from_millis(silence);
+        if self.plan.is_none() {
+            return silent;
+        }
+        let retry =
+            state.needs.iter().filter(|need| !need.asked).filter_map(|need| need.not_before);
+        retry.fold(silent.min(self.ack_due(state)), Instant::min)
+    }
+
+    /// Returns whether the upstream has been silent for too long.
+    pub fn is_silent(&self, now: Instant) -> bool {
+        let silence = if self.plan.is_some() { SILENCE_MS_MAX } else { HANDSHAKE_MS_MAX };
+        now >= self.last_heard + Duration::from_millis(silence)
+    }
+}

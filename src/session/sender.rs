@@ -1,0 +1,779 @@
+//! The upstream's side of one connection.
+//!
+//! The shell calls [`Sender::poll_rename`] until it returns `None`, then takes a batch of
+//! [`Job`]s with [`Sender::next_job`], reads each and asks [`Sender::content_for`] what to send
+//! of it, drains the watch, and hands the batch to [`Sender::finish_batch`], which says which
+//! of them must not be used. [`Sender::poll_through`] follows what was used.
+
+use std::collections::{HashMap, VecDeque};
+use std::time::{Duration, Instant};
+
+use crate::model::limits::*;
+use crate::model::{
+    Change, Entry, Epoch, Kind, NodeId, Record, RenameIndex, Sequence, Timestamp, TreeId, TreePath,
+    What,
+};
+use crate::tree::Identity;
+use crate::wire::message::VERSIONS;
+use crate::wire::{Content, DownstreamHello, Item, Message, Plan, Refusal, StageId, UpstreamHello};
+
+use super::walk::{Mode, Walk};
+
+/// What a sender must know of its source to answer a hello.
+#[derive(Debug, Clone)]
+pub struct SourceState {
+    /// The tree.
+    pub tree: TreeId,
+    /// The nodes from the origin to this one.
+    pub chain: Vec<NodeId>,
+    /// The journal's epoch.
+    pub epoch: Epoch,
+    /// Records above this are in the journal.
+    pub floor: Sequence,
+    /// The journal's last record.
+    pub head: Sequence,
+    /// The source's clock.
+    pub clock: Timestamp,
+}
+
+/// One path to be read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Job {
+    /// Where the entry is now.
+    pub path: TreePath,
+    /// What is to be sent of it.
+    pub what: What,
+    /// Who asked.
+    pub origin: Origin,
+}
+
+/// Why a path is read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Origin {
+    /// A record says that it changed.
+    Journal(Record),
+    /// A walk came to it: the number of the walk.
+    Walk(u64),
+    /// A staged file is complete and is to be put in place.
+    Commit(StageId),
+}
+
+/// What the shell saw at a path.
+#[derive(Debug, Clone)]
+pub struct Look<'a> {
+    /// The entry.
+    pub entry: &'a Entry,
+    /// Its inode.
+    pub identity: Identity,
+    /// Time of its last change of any sort.
+    pub ctime: Timestamp,
+    /// Whether the file has holes, and so cannot travel inline.
+    pub has_holes: bool,
+    /// Whether it has other names.
+    pub is_linked: bool,
+    /// Its other names, as far as they are known.
+    pub links: &'a [TreePath],
+}
+
+/// How the content of an entry travels.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Travel {
+    /// This way, with these other names.
+    As(Content, Vec<TreePath>),
+    /// Compared by a digest, which the shell must compute.
+    Digest(Vec<TreePath>),
+    /// Inline: the shell reads it behind the item.
+    Inline(Vec<TreePath>),
+    /// Staged: nothing is sent at the path yet; the shell opens the stage.
+    Stage(StageId),
+    /// Nothing now: it is staged already, and its commit will send what is there then.
+    Absorbed,
+    /// Nothing now: too many files are staged. Give the job to [`Sender::defer`].
+    Later,
+}
+
+/// A big file on its way.
+#[derive(Debug)]
+struct Transfer {
+    stage: StageId,
+    /// Where its file is now.
+    path: TreePath,
+    /// Its record's number: nothing at or above is through before it is in place.
+    sequence: Option<Sequence>,
+    walk: Option<u64>,
+    phase: TransferPhase,
+    attempts: u32,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum TransferPhase {
+    Reading,
+    Complete,
+    /// A commit job is out.
+    Committing,
+}
+
+/// The state machine. See the module's documentation for the order of calls.
+#[derive(Debug)]
+pub struct Sender {
+    hello_done: bool,
+    /// Renames through this are sent.
+    moved: Sequence,
+    /// Records through this were taken from the journal.
+    read_through: Sequence,
+    /// Taken from the journal and not sent yet, in order.
+    records: VecDeque<Record>,
+    walks: VecDeque<(u64, Walk)>,
+    walk_next: u64,
+    transfers: Vec<Transfer>,
+    stage_next: u64,
+    /// Big files that wait until fewer are staged.
+    deferred: VecDeque<Job>,
+    /// States sent, with the journal's head when they were read: an earlier record of the same
+    /// path has nothing to add. Cleared by every rename.
+    sent: HashMap<TreePath, (Sequence, What)>,
+    /// The journal's head when the present batch began.
+    batch_head: Sequence,
+    /// The last mark sent; `None` while the downstream has no position.
+    through_sent: Option<Sequence>,
+    answers: VecDeque<u64>,
+    sent_bytes: u64,
+    handled_bytes: u64,
+    acked: (Sequence, Sequence, Sequence),
+    trusted_until: Timestamp,
+    last_sent: Instant,
+    last_heard: Instant,
+}
+
+impl Sender {
+    /// Returns a sender for a connection that was just accepted.
+    pub fn new(now: Instant) -> Self {
+        Sender {
+            hello_done: false,
+            moved: Sequence(0),
+            read_through: Sequence(0),
+            records: VecDeque::new(),
+            walks: VecDeque::new(),
+            walk_next: 0,
+            transfers: Vec::new(),
+            stage_next: 0,
+            deferred: VecDeque::new(),
+            sent: HashMap::new(),
+            batch_head: Sequence(0),
+            through_sent: None,
+            answers: VecDeque::new(),
+            sent_bytes: 0,
+            handled_bytes: 0,
+            acked: Default::default(),
+            trusted_until: Timestamp::default(),
+            last_sent: now,
+            last_heard: now,
+        }
+    }
+
+    /// Handles a message of the downstream and returns the answer, if there is one. `source`
+    /// must be as of a drained watch.
+    ///
+    /// # Errors
+    ///
+    /// A [`Refusal`] to be sent as the last message.
+    pub fn handle_message(
+        &mut self,
+        message: Message,
+        source: &SourceState,
+        renames: &RenameIndex,
+        now: Instant,
+    ) -> Result<Option<Message>, Refusal> {
+        self.last_heard = now;
+        match message {
+            Message::DownstreamHello(hello) if !self.hello_done => {
+                let answer = self.handle_hello(&hello, source, renames)?;
+                Ok(Some(Message::UpstreamHello(answer)))
+            }
+            _ if !self.hello_done => Err(Refusal::Protocol("the first message is no hello".into())),
+            Message::Ack { moved, applied, durable, handled_bytes } => {
+                if handled_bytes > self.sent_bytes || moved > self.moved || durable > applied {
+                    return Err(Refusal::Protocol("acknowledged what was never sent".into()));
+                }
+                self.handled_bytes = self.handled_bytes.max(handled_bytes);
+                self.acked = (moved, applied, durable);
+                Ok(None)
+            }
+            Message::Need { id, path, content, moved } => {
+                if self.walks.len() > NEEDS_MAX * 2 {
+                    return Err(Refusal::Protocol("too many needs at once".into()));
+                }
+                let mode = if content {
+                    Mode::Full
+                } else {
+                    Mode::Compare { trusted_until: self.trusted_until }
+                };
+                // The path is as of what the downstream had applied; renames that are on their
+                // way to it have moved the entry since.
+                let path = renames
+                    .after(moved)
+                    .take_while(|(sequence, _)| *sequence <= self.moved)
+                    .fold(path, |path, (_, change)| change.translate(&path).unwrap_or(path));
+                self.start_walk(mode, Some(id), path);
+                Ok(None)
+            }
+            Message::DownstreamHello(_) => Err(Refusal::Protocol("a second hello".into())),
+            Message::UpstreamHello(_) | Message::Heartbeat { .. } => {
+                Err(Refusal::Protocol("a message of the wrong direction".into()))
+            }
+            Message::Bye(_) => Ok(None),
+        }
+    }
+
+    fn handle_hello(
+        &mut self,
+        hello: &DownstreamHello,
+        source: &SourceState,
+        renames: &RenameIndex,
+    ) -> Result<UpstreamHello, Refusal> {
+        let version = VERSIONS.agree(hello.versions).ok_or(Refusal::Version(VERSIONS))?;
+        if hello.tree.is_some_and(|tree| tree != source.tree) {
+            return Err(Refusal::WrongTree(source.tree));
+        }
+        if source.chain.contains(&hello.node) {
+            return Err(Refusal::Cycle(hello.node));
+        }
+        self.hello_done = true;
+        self.trusted_until = hello.trusted_until;
+        let floor = source.floor.max(renames.floor());
+        let plan = match hello.watermarks {
+            Some(marks)
+                if marks.epoch == source.epoch.id
+                    && floor <= marks.applied
+                    && marks.applied <= marks.moved
+                    && marks.moved <= source.head =>
+            {
+                self.moved = marks.moved;
+                self.read_through = marks.applied;
+                self.through_sent = Some(marks.applied);
+                Plan::Resume
+            }
+            _ => {
+                self.moved = source.head;
+                self.read_through = source.head;
+                if hello.empty {
+                    self.start_walk(Mode::Full, None, TreePath::root());
+                    Plan::Full { moved: source.head }
+                } else {
+                    let trusted_until = hello.trusted_until;
+                    self.start_walk(Mode::Compare { trusted_until }, None, TreePath::root());
+                    Plan::Compare { moved: source.head }
+                }
+            }
+        };
+        Ok(UpstreamHello {
+            version,
+            tree: source.tree,
+            chain: source.chain.clone(),
+            epoch: source.epoch,
+            plan,
+            head: source.head,
+            clock: source.clock,
+        })
+    }
+
+    /// Returns whether the two sides have greeted each other.
+    pub fn is_running(&self) -> bool {
+        self.hello_done
+    }
+
+    /// Returns the next rename to send. Nothing may be read before this returns `None`.
+    pub fn poll_rename(&mut self, renames: &RenameIndex) -> Option<Item> {
+        if !self.hello_done {
+            return None;
+        }
+        let (sequence, change) = renames.after(self.moved).next()?;
+        self.moved = sequence;
+        self.sent.clear();
+        for transfer in &mut self.transfers {
+            if let Some(path) = change.translate(&transfer.path) {
+                transfer.path = path;
+            }
+        }
+        for job in &mut self.deferred {
+            if let Some(path) = change.translate(&job.path) {
+                job.path = path;
+            }
+        }
+        let reconciles = self.is_reconciling();
+        for (_, walk) in &mut self.walks {
+            walk.translate(change);
+        }
+        let (from, to) = change.ends()?;
+        if reconciles {
+            // The downstream may not have had what moved, or something else: both ends are
+            // compared, with all below them.
+            self.mark(from);
+            self.mark(to);
+        }
+        Some(match change.clone() {
+            Change::Rename { from, to } => Item::Rename { sequence, from, to },
+            Change::Exchange { a, b } => Item::Exchange { sequence, a, b },
+            Change::Dirty { .. } | Change::Through { .. } => return None,
+        })
+    }
+
+    /// Returns after which sequence the shell should read the journal on, `None` if the sender
+    /// has enough records.
+    pub fn wants_records(&self, head: Sequence) -> Option<Sequence> {
+        (self.hello_done && self.records.is_empty() && self.read_through < head)
+            .then_some(self.read_through)
+    }
+
+    /// Takes up records of the journal that follow what was read; `through` is how far the
+    /// journal was read, also where it ended in a gap.
+    pub fn handle_records(&mut self, records: impl IntoIterator<Item = Record>, through: Sequence) {
+        self.records.extend(records);
+        assert!(through >= self.read_through);
+        self.read_through = through;
+    }
+
+    /// Begins a batch of jobs: the watch is drained and the journal's last record is `head`.
+    pub fn begin_batch(&mut self, head: Sequence) {
+        self.batch_head = head;
+    }
+
+    /// Returns the next path to read.
+    pub fn next_job(&mut self, renames: &RenameIndex) -> Option<Job> {
+        if !self.hello_done || self.in_flight_bytes() >= WINDOW_BYTES_MAX {
+            return None;
+        }
+        if let Some(transfer) =
+            self.transfers.iter_mut().find(|transfer| transfer.phase == TransferPhase::Complete)
+        {
+            transfer.phase = TransferPhase::Committing;
+            let (path, origin) = (transfer.path.clone(), Origin::Commit(transfer.stage));
+            return Some(Job { path, what: What::CONTENT, origin });
+        }
+        if self.transfers.len() < TRANSFERS_MAX
+            && let Some(mut job) = self.deferred.pop_front()
+        {
+            if let Origin::Journal(Record { sequence, change: Change::Dirty { path, .. } }) =
+                &job.origin
+            {
+                job.path = renames.translate(path, *sequence);
+            }
+            return Some(job);
+        }
+        if self.deferred.len() >= DEFERRED_MAX {
+            return None;
+        }
+        while let Some(record) = self.records.pop_front() {
+            let Change::Dirty { path, what } = &record.change else { continue };
+            let path = renames.translate(path, record.sequence);
+            let what = *what;
+            let covered =
+                |(head, sent): &(Sequence, What)| *head >= record.sequence && sent.covers(what);
+            if self.sent.get(&path).is_some_and(covered)
+                || self.walks.iter().any(|(_, walk)| walk.need.is_none() && walk.will_visit(&path))
+                || path.as_bytes().len() > PATH_BYTES_MAX
+            {
+                continue;
+            }
+            return Some(Job { path, what, origin: Origin::Journal(record) });
+        }
+        if !self.deferred.is_empty() || self.transfers.len() >= TRANSFERS_MAX {
+            return None;
+        }
+        // A comparison's answers come back as needs: few are let out at once, so that their
+        // number stays bounded.
+        let in_flight = self.in_flight_bytes();
+        for (number, walk) in &mut self.walks {
+            if matches!(walk.mode, Mode::Compare { .. }) && in_flight > COMPARE_BYTES_MAX {
+                continue;
+            }
+            if let Some(path) = walk.pop() {
+                return Some(Job { path, what: What::CONTENT, origin: Origin::Walk(*number) });
+            }
+        }
+        None
+    }
+
+    /// Decides how the content of what was seen at a job's path travels.
+    pub fn content_for(&mut self, job: &Job, look: &Look<'_>) -> Travel {
+        if look.entry.is_directory() {
+            return Travel::As(Content::Keep, Vec::new());
+        }
+        let mut links = look.links.to_vec();
+        if let Origin::Walk(number) = job.origin
+            && let Some((_, walk)) = self.walks.iter_mut().find(|(walk, _)| *walk == number)
+        {
+            if walk.need.is_none() && look.is_linked {
+                if let Some(first) = walk.first_name(look.identity, &job.path) {
+                    return Travel::As(Content::Linked, vec![first]);
+                }
+                if walk.mode == Mode::Full {
+                    links.clear(); // The others follow, each when the walk comes to it.
+                }
+            }
+            let is_regular = matches!(look.entry.kind, Kind::Regular { .. });
+            if let (Mode::Compare { trusted_until }, true) = (walk.mode, is_regular) {
+                return if look.ctime >= trusted_until.earlier_by_seconds(2) {
+                    Travel::Digest(links)
+                } else {
+                    Travel::As(Content::Compare { digest: None }, links)
+                };
+            }
+        }
+        let Kind::Regular { size } = look.entry.kind else {
+            return Travel::As(Content::Keep, links);
+        };
+        if !job.what.covers(What::CONTENT) {
+            if !job.what.covers(What::NAME) {
+                return Travel::As(Content::Keep, links);
+            }
+            if !links.is_empty() {
+                return Travel::As(Content::Linked, links);
+            }
+        }
+        if size <= INLINE_BYTES_MAX as u64 && !look.has_holes {
+            return Travel::Inline(links);
+        }
+        self.stage(job)
+    }
+
+    /// Makes a stage for a big file, unless it is on its way already.
+    fn stage(&mut self, job: &Job) -> Travel {
+        let through = self.through_sent.unwrap_or_default();
+        let path = &job.path;
+        if let Some(transfer) = self.transfers.iter_mut().find(|transfer| transfer.path == *path) {
+            let sequence = match &job.origin {
+                Origin::Journal(record) => record.sequence,
+                Origin::Walk(_) | Origin::Commit(_) => through.next(),
+            };
+            transfer.sequence =
+                Some(transfer.sequence.map_or(sequence, |before| before.min(sequence)));
+            return Travel::Absorbed;
+        }
+        if self.transfers.len() >= TRANSFERS_MAX {
+            return Travel::Later;
+        }
+        let stage = StageId(self.stage_next);
+        self.stage_next += 1;
+        let (sequence, walk) = match &job.origin {
+            Origin::Journal(record) => (Some(record.sequence), None),
+            Origin::Walk(number) => (None, Some(*number)),
+            Origin::Commit(_) => (None, None),
+        };
+        self.transfers.push(Transfer {
+            stage,
+            path: job.path.clone(),
+            sequence,
+            walk,
+            phase: TransferPhase::Reading,
+            attempts: 0,
+        });
+        Travel::Stage(stage)
+    }
+
+    /// Has the children of a directory visited that a walk came to, right behind it and in this
+    /// order: the receiver builds a directory aside while its files come one after another.
+    /// Each is confirmed for itself, and if the directory comes again, so do they.
+    pub fn visit(&mut self, origin: &Origin, children: Vec<TreePath>) {
+        if let Origin::Walk(number) = origin
+            && let Some((_, walk)) = self.walks.iter_mut().find(|(walk, _)| walk == number)
+        {
+            for child in children.into_iter().rev() {
+                walk.push(child);
+            }
+        }
+    }
+
+    /// Keeps a job until fewer files are staged; what comes behind it goes on.
+    pub fn defer(&mut self, job: Job) {
+        self.deferred.push_back(job);
+    }
+
+    /// Ends a batch. `jobs` are those read, in order; since then the watch was drained into
+    /// `renames`, and `settled` says whether that told everything. Returns for each whether it
+    /// may be used; the others come again.
+    pub fn finish_batch(
+        &mut self,
+        jobs: Vec<BatchJob>,
+        settled: bool,
+        renames: &RenameIndex,
+    ) -> Vec<bool> {
+        let moved = renames.after(self.moved).next().is_some();
+        let lags = self.cursor() < self.batch_head;
+        let mut verdict = Vec::with_capacity(jobs.len());
+        let mut again = Vec::new();
+        for BatchJob { job, links, done, confirmed } in jobs {
+            // A stage that was opened stays so: its path follows renames until the commit.
+            let opened = !done && !matches!(job.origin, Origin::Commit(_));
+            let touched = !opened
+                && (!settled || !confirmed || moved && renames.touches(&job.path, self.moved));
+            verdict.push(!touched);
+            if touched {
+                again.push(job);
+                continue;
+            }
+            if lags && done && self.sent.len() < SENT_PATHS_MAX {
+                for link in links {
+                    self.sent.insert(link, (self.batch_head, What::CONTENT));
+                }
+                self.sent.insert(job.path.clone(), (self.batch_head, job.what));
+            }
+            match job.origin {
+                Origin::Walk(number) => {
+                    let Some((_, walk)) = self.walks.iter_mut().find(|(walk, _)| *walk == number)
+                    else {
+                        continue;
+                    };
+                    if done {
+                        walk.in_hand -= 1;
+                    }
+                }
+                Origin::Commit(stage) if done => self.end_transfer(stage),
+                Origin::Commit(_) | Origin::Journal(_) => {}
+            }
+        }
+        self.put_back(again);
+        if !lags {
+            self.sent.clear();
+        }
+        self.collect_answers();
+        verdict
+    }
+
+    fn put_back(&mut self, jobs: Vec<Job>) {
+        for job in jobs.into_iter().rev() {
+            match job.origin {
+                Origin::Journal(record) => self.records.push_front(record),
+                Origin::Walk(number) => {
+                    if let Some((_, walk)) = self.walks.iter_mut().find(|(walk, _)| *walk == number)
+                    {
+                        walk.in_hand -= 1;
+                        walk.push(job.path);
+                    }
+                }
+                Origin::Commit(stage) => {
+                    // Not if it is read anew meanwhile.
+                    if let Some(transfer) = self.transfer(stage)
+                        && transfer.phase == TransferPhase::Committing
+                    {
+                        transfer.phase = TransferPhase::Complete;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Returns the staged file whose next bytes should go out, if it is a chunk's turn.
+    pub fn next_chunk(&mut self) -> Option<StageId> {
+        if self.in_flight_bytes() >= WINDOW_CHUNK_BYTES_MAX {
+            return None;
+        }
+        let reading = |transfer: &&Transfer| transfer.phase == TransferPhase::Reading;
+        // Several big files take turns as well.
+        let index = self.transfers.iter().position(|transfer| reading(&transfer))?;
+        let transfer = self.transfers.remove(index);
+        let stage = transfer.stage;
+        self.transfers.push(transfer);
+        Some(stage)
+    }
+
+    /// Says that all of a staged file was read.
+    pub fn handle_stage_read(&mut self, stage: StageId) {
+        if let Some(transfer) = self.transfer(stage) {
+            transfer.phase = TransferPhase::Complete;
+        }
+    }
+
+    /// Says that a staged file changed while it was read. Returns whether to read it anew;
+    /// else it is sent as it was read, for it does not rest.
+    pub fn handle_stage_changed(&mut self, stage: StageId) -> bool {
+        let Some(transfer) = self.transfer(stage) else { return false };
+        transfer.attempts += 1;
+        let anew = transfer.attempts < TRANSFER_ATTEMPTS_MAX;
+        if anew {
+            transfer.phase = TransferPhase::Reading;
+        }
+        anew
+    }
+
+    /// Says that a staged file is gone, or cannot be read: it ends without being put in place.
+    pub fn handle_stage_gone(&mut self, stage: StageId) {
+        self.end_transfer(stage);
+        self.collect_answers();
+    }
+
+    /// Returns the stage, if any, of a file that is on its way to `path`.
+    pub fn stage_path(&self, stage: StageId) -> Option<&TreePath> {
+        self.transfers.iter().find(|transfer| transfer.stage == stage).map(|found| &found.path)
+    }
+
+    fn transfer(&mut self, stage: StageId) -> Option<&mut Transfer> {
+        self.transfers.iter_mut().find(|transfer| transfer.stage == stage)
+    }
+
+    fn end_transfer(&mut self, stage: StageId) {
+        let Some(index) = self.transfers.iter().position(|transfer| transfer.stage == stage) else {
+            return;
+        };
+        let transfer = self.transfers.remove(index);
+        if let Some(number) = transfer.walk
+            && let Some((_, walk)) = self.walks.iter_mut().find(|(walk, _)| *walk == number)
+        {
+            walk.in_hand -= 1;
+        }
+    }
+
+    /// Returns the mark that follows everything sent so far, if it says something new.
+    /// `clock` is the source's when the watch was last drained.
+    pub fn poll_through(&mut self, clock: Timestamp) -> Option<Item> {
+        if let Some(id) = self.answers.pop_front() {
+            return Some(Item::Answered { id });
+        }
+        if !self.hello_done || self.is_reconciling() {
+            return None;
+        }
+        let staged = self.transfers.iter().filter_map(|transfer| transfer.sequence);
+        let deferred = self.deferred.iter().filter_map(|job| match &job.origin {
+            Origin::Journal(record) => Some(record.sequence),
+            Origin::Walk(_) | Origin::Commit(_) => None,
+        });
+        let held = staged.chain(deferred).min();
+        let cursor = self.cursor();
+        let sequence = held.map_or(cursor, |held| cursor.min(Sequence(held.0 - 1)));
+        if self.through_sent.is_some_and(|sent| sequence <= sent) {
+            return None;
+        }
+        self.through_sent = Some(sequence);
+        // All renames up to here were sent before the states that the mark follows.
+        self.moved = self.moved.max(sequence);
+        Some(Item::Through { sequence, clock })
+    }
+
+    /// Returns through which sequence all records were taken up.
+    fn cursor(&self) -> Sequence {
+        self.records.front().map_or(self.read_through, |record| Sequence(record.sequence.0 - 1))
+    }
+
+    /// Returns whether the whole tree is on its way.
+    pub fn is_reconciling(&self) -> bool {
+        self.walks.iter().any(|(_, walk)| walk.need.is_none())
+    }
+
+    /// Returns whether there is nothing to send beyond what the journal may bring.
+    pub fn is_idle(&self) -> bool {
+        self.records.is_empty()
+            && self.walks.is_empty()
+            && self.transfers.is_empty()
+            && self.deferred.is_empty()
+    }
+
+    /// Has the subtree at `path` compared before the walk of the whole tree ends.
+    fn mark(&mut self, path: &TreePath) {
+        let mode = Mode::Compare { trusted_until: self.trusted_until };
+        let is_mark =
+            |walk: &Walk| walk.need.is_none() && matches!(walk.mode, Mode::Compare { .. });
+        match self.walks.iter_mut().find(|(_, walk)| is_mark(walk)) {
+            Some((_, walk)) if walk.will_visit(path) => {}
+            Some((_, walk)) => walk.push(path.clone()),
+            None => self.start_walk(mode, None, path.clone()),
+        }
+    }
+
+    fn start_walk(&mut self, mode: Mode, need: Option<u64>, path: TreePath) {
+        let number = self.walk_next;
+        self.walk_next += 1;
+        let walk = (number, Walk::new(mode, need, path));
+        // What the downstream misses goes before what it has not heard of yet.
+        if need.is_some() {
+            let at = self.walks.iter().take_while(|(_, walk)| walk.need.is_some()).count();
+            self.walks.insert(at, walk);
+        } else {
+            self.walks.push_back(walk);
+        }
+    }
+
+    fn collect_answers(&mut self) {
+        let answers = &mut self.answers;
+        self.walks.retain(|(_, walk)| {
+            let done = walk.is_done();
+            if done && let Some(id) = walk.need {
+                answers.push_back(id);
+            }
+            !done
+        });
+    }
+
+    /// Says that a frame of `bytes` was handed to the connection.
+    pub fn handle_sent(&mut self, bytes: usize, is_items: bool, now: Instant) {
+        self.last_sent = now;
+        if is_items {
+            self.sent_bytes += bytes as u64;
+        }
+    }
+
+    fn in_flight_bytes(&self) -> u64 {
+        self.sent_bytes - self.handled_bytes
+    }
+
+    /// Returns when something must be done although nothing happens: a heartbeat, or giving the
+    /// peer up.
+    pub fn poll_timeout(&self) -> Instant {
+        let silence = if self.hello_done { SILENCE_MS_MAX } else { HANDSHAKE_MS_MAX };
+        let silent = self.last_heard + Duration::from_millis(silence);
+        if self.hello_done {
+            silent.min(self.last_sent + Duration::from_millis(HEARTBEAT_MS))
+        } else {
+            silent
+        }
+    }
+
+    /// Returns a heartbeat if one is due.
+    ///
+    /// # Errors
+    ///
+    /// A [`Refusal`] if the peer has been silent for too long.
+    pub fn poll_heartbeat(
+        &mut self,
+        head: Sequence,
+        clock: Timestamp,
+        now: Instant,
+    ) -> Result<Option<Message>, Refusal> {
+        let silence = if self.hello_done { SILENCE_MS_MAX } else { HANDSHAKE_MS_MAX };
+        if now >= self.last_heard + Duration::from_millis(silence) {
+            return Err(Refusal::Protocol("silent for too long".into()));
+        }
+        let due = self.hello_done && now >= self.last_sent + Duration::from_millis(HEARTBEAT_MS);
+        Ok(due.then_some(Message::Heartbeat { head, clock }))
+    }
+
+    /// Returns what the downstream acknowledged last: moved, applied, durable.
+    pub fn acked(&self) -> (Sequence, Sequence, Sequence) {
+        self.acked
+    }
+}
+
+/// A job as it was read.
+#[derive(Debug, Clone)]
+pub struct BatchJob {
+    /// The job.
+    pub job: Job,
+    /// Other names that were sent with it.
+    pub links: Vec<TreePath>,
+    /// Whether that was all; a staged file is not.
+    pub done: bool,
+    /// Whether it was read where the feed knows it to be.
+    pub confirmed: bool,
+}
+
+/// Most bytes in flight at which a comparison goes on.
+const COMPARE_BYTES_MAX: u64 = 64 << 10;
+
+/// Most big files that wait for others before the records behind them wait as well.
+const DEFERRED_MAX: usize = 1024;
+
+impl BatchJob {
+    /// Returns a job that is done, with nothing below it.
+    pub fn done(job: Job) -> Self {
+        BatchJob { job, links: Vec::new(), done: true, confirmed: true }
+    }
+}

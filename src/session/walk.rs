@@ -1,0 +1,105 @@
+//! Visiting a subtree entry by entry: for a whole tree's first sync, a comparison, a `Need`.
+
+use std::collections::{HashMap, HashSet};
+
+use crate::model::{Change, Timestamp, TreePath};
+use crate::tree::Identity;
+
+/// How the entries of a walk are sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// With their content.
+    Full,
+    /// Without content, for the downstream to compare. Files changed at or after
+    /// `trusted_until` carry a digest, for their size and time prove nothing.
+    Compare {
+        /// A moment of the source's clock.
+        trusted_until: Timestamp,
+    },
+}
+
+/// A subtree on its way to the downstream.
+#[derive(Debug)]
+pub(super) struct Walk {
+    pub mode: Mode,
+    /// The `Need` that asked for it; `None` for the walk of the whole tree and what belongs to
+    /// it.
+    pub need: Option<u64>,
+    /// What is still to be visited, the next one last.
+    pending: Vec<TreePath>,
+    /// The same paths, to answer [`Walk::will_visit`].
+    members: HashSet<TreePath>,
+    /// The first visited name of each file that has several.
+    first_names: HashMap<Identity, TreePath>,
+    /// Paths handed out whose outcome is not known yet.
+    pub in_hand: usize,
+}
+
+impl Walk {
+    pub fn new(mode: Mode, need: Option<u64>, path: TreePath) -> Self {
+        let mut walk = Walk {
+            mode,
+            need,
+            pending: Vec::new(),
+            members: HashSet::new(),
+            first_names: HashMap::new(),
+            in_hand: 0,
+        };
+        walk.push(path);
+        walk
+    }
+
+    /// Adds `path` as the next to be visited.
+    pub fn push(&mut self, path: TreePath) {
+        if self.members.insert(path.clone()) {
+            self.pending.push(path);
+        }
+    }
+
+    pub fn pop(&mut self) -> Option<TreePath> {
+        let path = self.pending.pop()?;
+        self.members.remove(&path);
+        self.in_hand += 1;
+        Some(path)
+    }
+
+    /// Returns whether nothing is left and nothing in hand.
+    pub fn is_done(&self) -> bool {
+        self.pending.is_empty() && self.in_hand == 0
+    }
+
+    /// Returns whether `path` or a directory above it is still to be visited.
+    pub fn will_visit(&self, path: &TreePath) -> bool {
+        !self.members.is_empty()
+            && path.self_and_ancestors().any(|ancestor| {
+                TreePath::new(ancestor).is_ok_and(|ancestor| self.members.contains(&ancestor))
+            })
+    }
+
+    /// Returns the name under which the file was visited before, and remembers `path` if none.
+    pub fn first_name(&mut self, identity: Identity, path: &TreePath) -> Option<TreePath> {
+        match self.first_names.get(&identity) {
+            Some(first) if first != path => Some(first.clone()),
+            Some(_) => None,
+            None => {
+                self.first_names.insert(identity, path.clone());
+                None
+            }
+        }
+    }
+
+    /// Follows a rename in everything that is to be visited.
+    pub fn translate(&mut self, change: &Change) {
+        let moved = |path: &TreePath| change.translate(path);
+        if self.members.iter().any(|path| moved(path).is_some()) {
+            for path in &mut self.pending {
+                if let Some(to) = moved(path) {
+                    *path = to;
+                }
+            }
+            self.members = self.pending.iter().cloned().collect();
+        }
+        // A name that moved is no longer where the downstream would look for it.
+        self.first_names.retain(|_, path| moved(path).is_none());
+    }
+}

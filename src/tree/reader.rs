@@ -1,0 +1,489 @@
+//! Reading the state of an entry, truly (I3) and without ever following a link.
+
+use std::ffi::OsStr;
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+
+use rustix::fs::{FileType, Mode, OFlags, RawDir, SeekFrom, Statx};
+use rustix::io::Errno;
+
+use super::metadata::{entry_kind, read_xattrs, read_xattrs_at, timestamp};
+use super::root::{Identity, Root, open_beneath, stat_at, stat_fd};
+use crate::model::path::check_name;
+use crate::model::{Entry, Kind, Metadata, Name, Timestamp, TreePath};
+
+/// Reads states below one root.
+#[derive(Debug)]
+pub struct Reader {
+    root: Root,
+    /// The directory that was opened last: entries of one directory come one after another.
+    directory: Option<OpenDirectory>,
+    list_buffer: Vec<MaybeUninit<u8>>,
+}
+
+#[derive(Debug)]
+struct OpenDirectory {
+    path: Vec<u8>,
+    fd: OwnedFd,
+    holder: Holder,
+}
+
+/// The directory that holds an entry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Holder {
+    /// Its inode.
+    pub identity: Identity,
+    /// Its modification time.
+    pub mtime: Timestamp,
+}
+
+/// What is at a path.
+#[derive(Debug)]
+pub enum Seen {
+    /// Nothing at `path`, which is the path asked for, or the first missing directory above it.
+    Absent {
+        /// Where nothing is.
+        path: TreePath,
+        /// The directory in which it is missing.
+        holder: Option<Holder>,
+    },
+    /// This.
+    Entry(Box<Opened>),
+}
+
+/// An entry whose attributes were read.
+#[derive(Debug)]
+pub struct Opened {
+    /// Kind and attributes.
+    pub entry: Entry,
+    /// Its inode.
+    pub identity: Identity,
+    /// Time of its last change of any sort.
+    pub ctime: Timestamp,
+    /// How many names it has.
+    pub links: u32,
+    /// Whether some of its content is not allocated.
+    pub has_holes: bool,
+    /// The directory that holds it; `None` for the root.
+    pub holder: Option<Holder>,
+    /// The open file or directory, if it is one and could be opened.
+    file: Option<OwnedFd>,
+    stamp: Stamp,
+}
+
+/// What changes when a file's content does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stamp {
+    identity: Identity,
+    size: u64,
+    mtime: Timestamp,
+    ctime: Timestamp,
+}
+
+impl Stamp {
+    /// Returns the file's inode.
+    pub fn identity(&self) -> Identity {
+        self.identity
+    }
+
+    /// Returns whether only attributes may have changed between the two.
+    pub fn is_same_content(&self, other: &Stamp) -> bool {
+        (self.identity, self.size, self.mtime) == (other.identity, other.size, other.mtime)
+    }
+
+    fn of(stat: &Statx) -> Self {
+        Stamp {
+            identity: Identity::of(stat),
+            size: stat.stx_size,
+            mtime: timestamp(stat.stx_mtime),
+            ctime: timestamp(stat.stx_ctime),
+        }
+    }
+}
+
+impl Reader {
+    /// Returns a reader of the tree below `root`.
+    pub fn new(root: Root) -> Self {
+        Reader { root, directory: None, list_buffer: vec![MaybeUninit::uninit(); 64 << 10] }
+    }
+
+    /// Returns the root.
+    pub fn root(&self) -> &Root {
+        &self.root
+    }
+
+    /// Forgets the open directory. To be called before each batch: a path means what it means
+    /// now, and directories are renamed.
+    pub fn forget(&mut self) {
+        self.directory = None;
+    }
+
+    /// Looks at `path`; `open` says whether a regular file's content will be read.
+    pub fn look(&mut self, path: &TreePath, open: bool) -> io::Result<Seen> {
+        let Some((parent, name)) = path.split_bytes() else {
+            let fd = self.root.open_directory(path)?;
+            return self.opened_directory(fd, None).map(Seen::Entry);
+        };
+        if let Err(error) = self.enter(parent) {
+            if is_absent(&error) {
+                return self.first_missing(path);
+            }
+            return Err(error);
+        }
+        let Some(directory) = &self.directory else { return Err(Errno::NOENT.into()) };
+        let holder = Some(directory.holder);
+        let stat = match stat_at(&directory.fd, name) {
+            Ok(stat) => stat,
+            Err(Errno::NOENT) => return Ok(Seen::Absent { path: path.clone(), holder }),
+            Err(error) => return Err(error.into()),
+        };
+        let file_type = FileType::from_raw_mode(stat.stx_mode.into());
+        if file_type == FileType::Directory {
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW;
+            let fd = open_beneath(directory.fd.as_fd(), name, flags)?;
+            return self.opened_directory(fd, holder).map(Seen::Entry);
+        }
+        let file = match file_type {
+            FileType::RegularFile if open => Some(open_quietly(directory.fd.as_fd(), name)?),
+            _ => None,
+        };
+        // The status from before the content is read: what it is compared with afterwards.
+        let stat = match &file {
+            Some(file) => stat_fd(file)?,
+            None => stat,
+        };
+        let xattrs = match &file {
+            Some(file) => read_xattrs(file)?,
+            None => read_xattrs_at(directory.fd.as_fd(), name)?,
+        };
+        let kind = entry_kind(&stat, || {
+            let name = OsStr::from_bytes(name);
+            Ok(rustix::fs::readlinkat(&directory.fd, name, Vec::new())?.into_bytes())
+        })?;
+        let has_holes = match (&kind, &file) {
+            (Kind::Regular { size }, Some(file)) => has_holes(&stat, *size, file)?,
+            _ => false,
+        };
+        Ok(Seen::Entry(Box::new(Opened {
+            entry: Entry { kind, metadata: metadata(&stat, xattrs) },
+            identity: Identity::of(&stat),
+            ctime: timestamp(stat.stx_ctime),
+            links: stat.stx_nlink,
+            has_holes,
+            holder,
+            file,
+            stamp: Stamp::of(&stat),
+        })))
+    }
+
+    /// Lists an opened directory: names, sorted, with whether each is a directory.
+    pub fn list(&mut self, opened: &Opened) -> io::Result<Vec<(Name, bool)>> {
+        let file = opened.file.as_ref().ok_or(Errno::NOTDIR)?;
+        let mut names = Vec::new();
+        list_directory(file, &mut self.list_buffer, |name, file_type| {
+            let is_directory = match file_type {
+                FileType::Unknown => stat_at(file, name).is_ok_and(|stat| {
+                    FileType::from_raw_mode(stat.stx_mode.into()) == FileType::Directory
+                }),
+                known => known == FileType::Directory,
+            };
+            names.push((name.to_vec(), is_directory));
+            Ok(())
+        })?;
+        names.sort_unstable();
+        Ok(names)
+    }
+
+    fn enter(&mut self, path: &[u8]) -> io::Result<()> {
+        if self.directory.as_ref().is_some_and(|open| open.path == path) {
+            return Ok(());
+        }
+        self.directory = None;
+        let fd = self.root.open_directory_bytes(path)?;
+        let holder = holder(&stat_fd(&fd)?);
+        self.directory = Some(OpenDirectory { path: path.to_vec(), fd, holder });
+        Ok(())
+    }
+
+    /// Finds the topmost directory of `path` that is missing.
+    fn first_missing(&mut self, path: &TreePath) -> io::Result<Seen> {
+        let mut ancestors: Vec<&[u8]> = path.self_and_ancestors().collect();
+        ancestors.pop(); // The root.
+        for ancestor in ancestors.into_iter().rev() {
+            let ancestor = TreePath::new(ancestor).map_err(|_| Errno::INVAL)?;
+            let Some((parent, name)) = ancestor.split_bytes() else { continue };
+            match self.enter(parent) {
+                Ok(()) => {}
+                // It vanished this moment; an event tells, and all is read again.
+                Err(error) if is_absent(&error) => return Err(Errno::AGAIN.into()),
+                Err(error) => return Err(error),
+            }
+            let Some(directory) = &self.directory else { return Err(Errno::AGAIN.into()) };
+            let holder = Some(directory.holder);
+            let is_directory = match stat_at(&directory.fd, name) {
+                Ok(stat) => FileType::from_raw_mode(stat.stx_mode.into()) == FileType::Directory,
+                Err(Errno::NOENT) => return Ok(Seen::Absent { path: ancestor, holder }),
+                Err(error) => return Err(error.into()),
+            };
+            if !is_directory {
+                // What stands in the way has a record of its own; below it nothing can be.
+                return Ok(Seen::Absent { path: path.clone(), holder: None });
+            }
+        }
+        Err(Errno::AGAIN.into()) // It appeared this moment.
+    }
+
+    fn opened_directory(&self, fd: OwnedFd, holder: Option<Holder>) -> io::Result<Box<Opened>> {
+        let stat = stat_fd(&fd)?;
+        let xattrs = read_xattrs(&fd)?;
+        Ok(Box::new(Opened {
+            entry: Entry { kind: Kind::Directory, metadata: metadata(&stat, xattrs) },
+            identity: Identity::of(&stat),
+            ctime: timestamp(stat.stx_ctime),
+            links: 1,
+            has_holes: false,
+            holder,
+            file: Some(fd),
+            stamp: Stamp::of(&stat),
+        }))
+    }
+}
+
+impl Opened {
+    /// Appends the whole content to `buffer`. Returns whether the file stayed the same from the
+    /// look to the end of the reading; if not, `buffer` has exactly the announced size all the
+    /// same, for a caller who must send it as it was read.
+    pub fn read_whole(&self, buffer: &mut Vec<u8>) -> io::Result<bool> {
+        let file = self.file.as_ref().ok_or(Errno::BADF)?;
+        let start = buffer.len();
+        let size = self.stamp.size as usize;
+        buffer.resize(start + size, 0);
+        let mut at = start;
+        while at < start + size {
+            match rustix::io::read(file, &mut buffer[at..]) {
+                Ok(0) => return Ok(false),
+                Ok(count) => at += count,
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        self.is_unchanged()
+    }
+
+    /// Returns whether the file is as it was when it was looked at.
+    pub fn is_unchanged(&self) -> io::Result<bool> {
+        let file = self.file.as_ref().ok_or(Errno::BADF)?;
+        Ok(Stamp::of(&stat_fd(file)?) == self.stamp)
+    }
+
+    /// Returns the stamp of the look.
+    pub fn stamp(&self) -> Stamp {
+        self.stamp
+    }
+
+    /// Returns the BLAKE3 of the content and whether the file stayed the same meanwhile.
+    pub fn digest(&self) -> io::Result<([u8; 32], bool)> {
+        let file = self.file.as_ref().ok_or(Errno::BADF)?;
+        let mut hasher = blake3::Hasher::new();
+        let mut buffer = vec![0; 256 << 10];
+        loop {
+            match rustix::io::read(file, &mut buffer) {
+                Ok(0) => break,
+                Ok(count) => _ = hasher.update(&buffer[..count]),
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok((hasher.finalize().into(), self.is_unchanged()?))
+    }
+
+    /// Takes the open file for staging.
+    pub fn into_stage(self) -> io::Result<StageReader> {
+        let file = self.file.ok_or(Errno::BADF)?;
+        Ok(StageReader { file, stamp: self.stamp, offset: 0, hasher: blake3::Hasher::new() })
+    }
+}
+
+/// A big file that is read chunk by chunk.
+#[derive(Debug)]
+pub struct StageReader {
+    file: OwnedFd,
+    stamp: Stamp,
+    offset: u64,
+    hasher: blake3::Hasher,
+}
+
+/// What the next step of a [`StageReader`] brought.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StageRead {
+    /// These many bytes for this offset.
+    Data {
+        /// Where in the file.
+        offset: u64,
+        /// Bytes appended to the buffer.
+        length: usize,
+    },
+    /// All was read, with this digest.
+    End([u8; 32]),
+}
+
+impl StageReader {
+    /// Returns the size announced when the file was opened.
+    pub fn size(&self) -> u64 {
+        self.stamp.size
+    }
+
+    /// Returns the stamp of the look it began with.
+    pub fn stamp(&self) -> Stamp {
+        self.stamp
+    }
+
+    /// Appends the next chunk of at most `bytes_max` bytes, skipping holes.
+    pub fn read_chunk(&mut self, bytes_max: usize, buffer: &mut Vec<u8>) -> io::Result<StageRead> {
+        let end = self.stamp.size;
+        let data = match rustix::fs::seek(&self.file, SeekFrom::Data(self.offset)) {
+            Ok(data) => data.min(end),
+            Err(Errno::NXIO) => end,
+            Err(Errno::INVAL) => self.offset, // A file system without holes.
+            Err(error) => return Err(error.into()),
+        };
+        update_zeros(&mut self.hasher, data - self.offset);
+        self.offset = data;
+        if data >= end {
+            return Ok(StageRead::End(self.hasher.finalize().into()));
+        }
+        let hole = match rustix::fs::seek(&self.file, SeekFrom::Hole(data)) {
+            Ok(hole) => hole.min(end),
+            Err(Errno::NXIO | Errno::INVAL) => end,
+            Err(error) => return Err(error.into()),
+        };
+        let length = (hole - data).min(bytes_max as u64) as usize;
+        let start = buffer.len();
+        buffer.resize(start + length, 0);
+        let mut at = 0;
+        while at < length {
+            match rustix::io::pread(&self.file, &mut buffer[start + at..], data + at as u64) {
+                // It was truncated meanwhile, which the comparison of stamps will show.
+                Ok(0) => break,
+                Ok(count) => at += count,
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        self.hasher.update(&buffer[start..]);
+        self.offset = data + length as u64;
+        Ok(StageRead::Data { offset: data, length })
+    }
+
+    /// Begins anew with what the file is now.
+    pub fn restart(&mut self) -> io::Result<()> {
+        self.stamp = Stamp::of(&stat_fd(&self.file)?);
+        self.offset = 0;
+        self.hasher = blake3::Hasher::new();
+        Ok(())
+    }
+
+    /// Returns whether the file is as it was at the beginning.
+    pub fn is_unchanged(&self) -> io::Result<bool> {
+        Ok(Stamp::of(&stat_fd(&self.file)?) == self.stamp)
+    }
+}
+
+/// Calls `each` with every name of a directory but `.` and `..`.
+pub fn list_directory(
+    fd: impl AsFd,
+    buffer: &mut [MaybeUninit<u8>],
+    mut each: impl FnMut(&[u8], FileType) -> io::Result<()>,
+) -> io::Result<()> {
+    rustix::fs::seek(&fd, SeekFrom::Start(0))?;
+    let mut iterator = RawDir::new(fd, buffer);
+    while let Some(entry) = iterator.next() {
+        let entry = entry?;
+        let name = entry.file_name().to_bytes();
+        // A name that cannot be mirrored is `.` or `..`, or the file system is damaged.
+        if check_name(name).is_ok() {
+            each(name, entry.file_type())?;
+        }
+    }
+    Ok(())
+}
+
+/// Calls `each` with every name and inode number, which costs no look at the inode.
+pub fn list_inodes(
+    fd: impl AsFd,
+    buffer: &mut [MaybeUninit<u8>],
+    mut each: impl FnMut(&[u8], u64),
+) -> io::Result<()> {
+    let mut iterator = RawDir::new(fd, buffer);
+    while let Some(entry) = iterator.next() {
+        let entry = entry?;
+        let name = entry.file_name().to_bytes();
+        if check_name(name).is_ok() {
+            each(name, entry.ino());
+        }
+    }
+    Ok(())
+}
+
+/// Feeds `count` zeros to a hasher.
+pub fn update_zeros(hasher: &mut blake3::Hasher, count: u64) {
+    static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+    let mut rest = count;
+    while rest > 0 {
+        let length = rest.min(ZEROS.len() as u64);
+        hasher.update(&ZEROS[..length as usize]);
+        rest -= length;
+    }
+}
+
+/// Returns whether an error says that nothing is there.
+pub fn is_absent(error: &io::Error) -> bool {
+    [Errno::NOENT, Errno::NOTDIR, Errno::LOOP]
+        .iter()
+        .any(|absent| error.raw_os_error() == Some(absent.raw_os_error()))
+}
+
+/// Opens a regular file without touching its access time where we may.
+fn open_quietly(
+    directory: std::os::fd::BorrowedFd<'_>,
+    name: &[u8],
+) -> rustix::io::Result<OwnedFd> {
+    let name = OsStr::from_bytes(name);
+    // Non-blocking, for it may have become a pipe since it was looked at.
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    match rustix::fs::openat(directory, name, flags | OFlags::NOATIME, Mode::empty()) {
+        Err(Errno::PERM) => rustix::fs::openat(directory, name, flags, Mode::empty()),
+        opened => opened,
+    }
+}
+
+fn has_holes(stat: &Statx, size: u64, file: &OwnedFd) -> io::Result<bool> {
+    if stat.stx_blocks * 512 >= size {
+        return Ok(false);
+    }
+    // Fewer blocks than bytes may also mean that nothing was written back yet.
+    match rustix::fs::seek(file, SeekFrom::Hole(0)) {
+        Ok(hole) => {
+            rustix::fs::seek(file, SeekFrom::Start(0))?;
+            Ok(hole < size)
+        }
+        Err(Errno::INVAL | Errno::NXIO) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn holder(stat: &Statx) -> Holder {
+    Holder { identity: Identity::of(stat), mtime: timestamp(stat.stx_mtime) }
+}
+
+fn metadata(stat: &Statx, xattrs: Vec<crate::model::Xattr>) -> Metadata {
+    Metadata {
+        mode: u32::from(stat.stx_mode) & 0o7777,
+        uid: stat.stx_uid,
+        gid: stat.stx_gid,
+        mtime: timestamp(stat.stx_mtime),
+        xattrs,
+    }
+}

@@ -1,0 +1,99 @@
+//! Why a replica could not be opened, or an item not be applied.
+
+use std::io;
+use std::path::PathBuf;
+
+use rustix::io::Errno;
+
+use crate::model::TreePath;
+
+/// Why a directory could not be opened as a replica.
+#[derive(Debug, thiserror::Error)]
+pub enum ReplicaError {
+    /// Another process has it.
+    #[error("{} is being written to by another process of this program", path.display())]
+    Locked {
+        /// The replica's root.
+        path: PathBuf,
+    },
+    /// The system refused.
+    #[error("cannot {action} {}: {source}", path.display())]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why it failed.
+        source: io::Error,
+    },
+}
+
+/// Why an item was not applied; the tree is as before it, or as after a part of it, and the
+/// item may be applied again.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {action} {path}: {source}")]
+pub struct ApplyError {
+    /// The entry concerned.
+    pub path: TreePath,
+    /// What was tried.
+    pub action: &'static str,
+    /// Why it failed.
+    pub source: io::Error,
+    /// Whether no honest upstream says this.
+    protocol: bool,
+}
+
+impl ApplyError {
+    /// Returns an error of the system.
+    pub fn new(path: &TreePath, action: &'static str, source: io::Error) -> Self {
+        ApplyError { path: path.clone(), action, source, protocol: false }
+    }
+
+    /// Returns an error that ends the connection: what the upstream sent makes no sense.
+    pub fn protocol(path: &TreePath, action: &'static str, why: &'static str) -> Self {
+        let source = io::Error::new(io::ErrorKind::InvalidData, why);
+        ApplyError { path: path.clone(), action, source, protocol: true }
+    }
+
+    /// Returns whether the upstream broke the protocol.
+    pub fn is_protocol(&self) -> bool {
+        self.protocol
+    }
+
+    /// Returns whether the same item may succeed later, when the host is better: it is a
+    /// problem of the whole replica and not of this entry.
+    pub fn is_transient(&self) -> bool {
+        matches!(
+            Errno::from_io_error(&self.source),
+            Some(
+                Errno::NOSPC
+                    | Errno::DQUOT
+                    | Errno::ROFS
+                    | Errno::IO
+                    | Errno::NOMEM
+                    | Errno::MFILE
+                    | Errno::NFILE
+                    | Errno::INTR
+                    | Errno::AGAIN
+                    | Errno::SHUTDOWN
+                    | Errno::UCLEAN
+            )
+        )
+    }
+
+    /// Returns whether permissions are the reason.
+    pub(super) fn is_denied(&self) -> bool {
+        Errno::from_io_error(&self.source) == Some(Errno::ACCESS)
+    }
+}
+
+/// Puts a path and an action to a bare error.
+pub(super) trait At<T> {
+    fn at(self, path: &TreePath, action: &'static str) -> Result<T, ApplyError>;
+}
+
+impl<T, E: Into<io::Error>> At<T> for Result<T, E> {
+    fn at(self, path: &TreePath, action: &'static str) -> Result<T, ApplyError> {
+        self.map_err(|source| ApplyError::new(path, action, source.into()))
+    }
+}

@@ -1,0 +1,201 @@
+//! The marker that tells after a crash whether the last rename was done.
+//!
+//! `.mirror/moved-SEQUENCE-INODE` is written and renamed to this name before each rename of
+//! the tree. It holds what the rename was to do and what was at both ends. Nothing else
+//! changes the tree between the two, so the rename was not done exactly if its first end is
+//! still what the marker says, the time of its last status change included.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::BorrowedFd;
+use std::os::unix::fs::FileExt;
+
+use rustix::fs::{Mode, OFlags};
+use serde::{Deserialize, Serialize};
+
+use super::Replica;
+use super::names::list;
+use super::parents::{leads_nowhere, stat_if_present, unlink};
+use crate::model::limits::PATH_BYTES_MAX;
+use crate::model::{Sequence, Timestamp, TreePath};
+use crate::tree::metadata::timestamp;
+
+/// What is true of the renames after a crash.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Moved {
+    /// Every rename through this is done, and none after it.
+    Through(Sequence),
+    /// Nothing can be said: the tree must be compared.
+    Unknown,
+}
+
+/// What identifies an entry across a rename.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Mark {
+    pub(super) inode: u64,
+    changed: Timestamp,
+}
+
+impl Mark {
+    pub(super) fn of(stat: &rustix::fs::Statx) -> Self {
+        Mark { inode: stat.stx_ino, changed: timestamp(stat.stx_ctime) }
+    }
+}
+
+/// What the marker file holds.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Note {
+    pub(super) sequence: Sequence,
+    pub(super) exchange: bool,
+    pub(super) from: TreePath,
+    pub(super) to: TreePath,
+    /// What was at `from`.
+    pub(super) from_mark: Option<Mark>,
+    /// What was at `to`.
+    pub(super) to_mark: Option<Mark>,
+}
+
+/// The marker file, once there is one.
+#[derive(Debug, Default)]
+pub(super) struct Marker {
+    open: Option<(File, String)>,
+}
+
+impl Marker {
+    /// Finds the marker that an earlier process left.
+    pub(super) fn find(control: BorrowedFd<'_>) -> io::Result<Marker> {
+        let mut found: Option<(Sequence, String)> = None;
+        for (name, _) in list(reopen(control)?)? {
+            let Some((sequence, name)) = parse(&name) else { continue };
+            if found.as_ref().is_none_or(|(highest, _)| *highest < sequence) {
+                found = Some((sequence, name));
+            }
+        }
+        let Some((_, name)) = found else { return Ok(Marker::default()) };
+        let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let fd = rustix::fs::openat(control, &name, flags, Mode::empty())?;
+        Ok(Marker { open: Some((File::from(fd), name)) })
+    }
+
+    /// Says that the rename in `note` comes next.
+    pub(super) fn announce(&mut self, control: BorrowedFd<'_>, note: &Note) -> io::Result<()> {
+        let payload = postcard::to_stdvec(note).map_err(io::Error::other)?;
+        let mut bytes = Vec::with_capacity(HEADER_BYTES + payload.len());
+        bytes.extend_from_slice(&(payload.len() as u32).to_le_bytes());
+        bytes.extend_from_slice(&crc32fast::hash(&payload).to_le_bytes());
+        bytes.extend_from_slice(&payload);
+        let (file, name) = match self.open.take() {
+            Some(open) => open,
+            None => {
+                let flags = OFlags::RDWR | OFlags::CREATE | OFlags::TRUNC | OFlags::CLOEXEC;
+                let mode = Mode::RUSR | Mode::WUSR;
+                let fd = rustix::fs::openat(control, NEW_NAME, flags, mode)?;
+                (File::from(fd), NEW_NAME.to_owned())
+            }
+        };
+        let next = format!("{PREFIX}{}-{}", note.sequence.0, note.from_mark.map_or(0, |m| m.inode));
+        let written = file
+            .write_all_at(&bytes, 0)
+            .and_then(|()| Ok(rustix::fs::renameat(control, &name, control, &next)?));
+        self.open = Some((file, if written.is_ok() { next } else { name }));
+        written
+    }
+
+    /// Returns the sequence that the marker's name tells, and what it holds if that belongs
+    /// to the name and is whole.
+    fn read(&self) -> io::Result<Option<(Sequence, Option<Note>)>> {
+        let Some((file, name)) = &self.open else { return Ok(None) };
+        let Some((sequence, _)) = parse(name.as_bytes()) else { return Ok(None) };
+        let mut bytes = Vec::new();
+        // Two paths and a few numbers; more is not ours.
+        rustix::fs::seek(file, rustix::fs::SeekFrom::Start(0))?;
+        file.take(4 * PATH_BYTES_MAX as u64).read_to_end(&mut bytes)?;
+        let note = decode(&bytes).filter(|note| note.sequence == sequence);
+        Ok(Some((sequence, note)))
+    }
+
+    fn remove(&mut self, control: BorrowedFd<'_>) -> io::Result<()> {
+        match self.open.take() {
+            None => Ok(()),
+            Some((_, name)) => match unlink(control, name.as_bytes()) {
+                Ok(()) | Err(rustix::io::Errno::NOENT) => Ok(()),
+                Err(error) => Err(error.into()),
+            },
+        }
+    }
+}
+
+impl Replica {
+    /// Returns through which sequence the renames are done, given what the checkpoint says.
+    pub fn recover_moved(&mut self, checkpoint_moved: Sequence) -> io::Result<Moved> {
+        let Some((sequence, note)) = self.marker.read()? else {
+            return Ok(Moved::Through(checkpoint_moved));
+        };
+        if sequence <= checkpoint_moved {
+            return Ok(Moved::Through(checkpoint_moved));
+        }
+        let Some(note) = note else { return Ok(Moved::Unknown) };
+        // Of an exchange with one end missing, the other end is what moved.
+        let (first, second, mark) = match (note.from_mark, note.to_mark) {
+            (Some(mark), _) => (&note.from, &note.to, mark),
+            (None, Some(mark)) if note.exchange => (&note.to, &note.from, mark),
+            // Nothing moved, and what was asked for instead was lost with the process.
+            _ => return Ok(Moved::Unknown),
+        };
+        let (there, elsewhere) = (self.mark_at(first)?, self.mark_at(second)?);
+        let before = Moved::Through(Sequence(sequence.0.saturating_sub(1)));
+        Ok(match there {
+            Some(there) if there == mark => before,
+            // Its number again, but changed since: a new file may have been given the number.
+            Some(there) if there.inode == mark.inode => match elsewhere {
+                Some(elsewhere) if elsewhere.inode == mark.inode => before,
+                _ => Moved::Unknown,
+            },
+            _ => Moved::Through(sequence),
+        })
+    }
+
+    /// Removes the marker: a new epoch's sequences say nothing about the old ones.
+    pub fn forget_moved(&mut self) -> io::Result<()> {
+        self.marker.remove(rustix::fd::AsFd::as_fd(&self.control))
+    }
+
+    fn mark_at(&mut self, path: &TreePath) -> io::Result<Option<Mark>> {
+        let Some((directory, name)) = path.split() else { return Ok(None) };
+        let fd = match self.root.open_directory(&directory) {
+            Ok(fd) => fd,
+            Err(error) if leads_nowhere(&error) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let parent = super::parents::Parent::new(directory.as_bytes(), fd, false);
+        Ok(stat_if_present(&parent, name)?.map(|stat| Mark::of(&stat)))
+    }
+}
+
+fn reopen(directory: BorrowedFd<'_>) -> io::Result<rustix::fd::OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    Ok(rustix::fs::openat(directory, ".", flags, Mode::empty())?)
+}
+
+/// Returns the sequence in a marker's name, and the name.
+fn parse(name: &[u8]) -> Option<(Sequence, String)> {
+    let name = std::str::from_utf8(name).ok()?;
+    let (sequence, inode) = name.strip_prefix(PREFIX)?.split_once('-')?;
+    inode.parse::<u64>().ok()?;
+    Some((Sequence(sequence.parse().ok()?), name.to_owned()))
+}
+
+fn decode(bytes: &[u8]) -> Option<Note> {
+    let (header, rest) = bytes.split_at_checked(HEADER_BYTES)?;
+    let length = u32::from_le_bytes(header[..4].try_into().ok()?) as usize;
+    let payload = rest.get(..length)?;
+    let checksum = u32::from_le_bytes(header[4..].try_into().ok()?);
+    if crc32fast::hash(payload) != checksum {
+        return None;
+    }
+    postcard::from_bytes(payload).ok()
+}
+
+const PREFIX: &str = "moved-";
+const NEW_NAME: &str = "moved";
+const HEADER_BYTES: usize = 8;

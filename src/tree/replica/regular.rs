@@ -1,0 +1,180 @@
+//! Regular files: new content always in a new inode, attributes of present content in place.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::fs::{Mode, OFlags, Statx};
+use rustix::io::Errno;
+
+use super::Replica;
+use super::directory::exists;
+use super::error::{ApplyError, At};
+use super::links::Trust;
+use super::parents::{Parent, open_handle, unlink};
+use crate::model::{Entry, Kind, Metadata, Timestamp, TreePath};
+use crate::tree::metadata::{self, Later, Made, clear_xattrs, file_type, timestamp};
+use crate::tree::root::stat_fd;
+
+impl Replica {
+    /// Makes `path` a file of the content `raw`, and all of `links` names of it.
+    pub(super) fn put_inline(
+        &mut self,
+        path: &TreePath,
+        entry: &Entry,
+        raw: &[u8],
+        links: &[TreePath],
+        parent_mtime: Option<Timestamp>,
+    ) -> Result<(), ApplyError> {
+        let mut parent = self.parent(path)?;
+        let name = path.name().unwrap_or_default();
+        let wanted = &entry.metadata;
+        let (owner, privileged) = (self.made(0), self.privileged);
+        self.touch(&parent, parent_mtime).at(path, "keep the time of the directory of")?;
+        if parent.staged {
+            let create = |fd, name| create(fd, name, wanted, raw, owner, privileged, false);
+            match create(parent.fd.as_fd(), name) {
+                Ok(refused) => {
+                    self.refused += refused;
+                    return Ok(());
+                }
+                // Told twice while nobody could see it: the second one replaces the first.
+                Err(error) if exists(&error) => {
+                    self.publish()?;
+                    parent = self.parent(path)?;
+                    self.touch(&parent, parent_mtime).at(path, "keep the time above")?;
+                }
+                Err(error) => return Err(error).at(path, "create"),
+            }
+        }
+        let mut refused = 0;
+        self.produce(&parent, name, |directory, temporary, inherits| {
+            let temporary = temporary.as_bytes();
+            refused += create(directory, temporary, wanted, raw, owner, privileged, inherits)?;
+            Ok(())
+        })
+        .at(path, "create")?;
+        self.refused += refused;
+        self.unite(path, entry, links, Trust::New)
+    }
+
+    /// Sets the attributes of the file at `path` and unites its names, if `is_current` says
+    /// that its content is what it must be; else asks for it.
+    pub(super) fn keep(
+        &mut self,
+        path: &TreePath,
+        entry: &Entry,
+        links: &[TreePath],
+        parent_mtime: Option<Timestamp>,
+        is_current: impl FnOnce(&Parent, &[u8], &Statx) -> io::Result<bool>,
+    ) -> Result<(), ApplyError> {
+        let Kind::Regular { size } = entry.kind else { return Ok(()) };
+        let parent = self.parent(path)?;
+        let name = path.name().unwrap_or_default();
+        if parent_mtime.is_some() {
+            self.touch(&parent, parent_mtime).at(path, "keep the time of the directory of")?;
+        }
+        let current = match open_handle(&parent, name).at(path, "open")? {
+            None => None,
+            Some(handle) => {
+                let stat = stat_fd(&handle).at(path, "look at")?;
+                let same = file_type(&stat).is_file()
+                    && stat.stx_size == size
+                    && is_current(&parent, name, &stat).at(path, "read")?;
+                same.then_some((handle, stat))
+            }
+        };
+        let Some((handle, stat)) = current else {
+            self.owed.push((path.clone(), true));
+            return Ok(());
+        };
+        let later = Later::default();
+        self.refused += metadata::fix(handle.as_fd(), &stat, &entry.metadata, later)
+            .at(path, "set attributes of")?;
+        self.unite(path, entry, links, Trust::SameSize)
+    }
+
+    /// As [`Replica::keep`], for content that must agree in size, time and `digest`.
+    pub(super) fn compare(
+        &mut self,
+        path: &TreePath,
+        entry: &Entry,
+        links: &[TreePath],
+        parent_mtime: Option<Timestamp>,
+        digest: Option<[u8; 32]>,
+    ) -> Result<(), ApplyError> {
+        let mtime = entry.metadata.mtime;
+        let single = links.is_empty();
+        self.keep(path, entry, links, parent_mtime, |parent, name, stat| {
+            // A file with names that the source's does not have must be parted from them.
+            if timestamp(stat.stx_mtime) != mtime || single && stat.stx_nlink != 1 {
+                return Ok(false);
+            }
+            match digest {
+                None => Ok(true),
+                Some(digest) => Ok(digest_of(parent, name)? == digest),
+            }
+        })
+    }
+}
+
+/// Creates a file that is not in place, with all its attributes. `inherits` tells whether the
+/// directory may give it some of its own. Returns how many attributes were refused.
+fn create(
+    directory: BorrowedFd<'_>,
+    name: &[u8],
+    wanted: &Metadata,
+    raw: &[u8],
+    owner: Made,
+    privileged: bool,
+    inherits: bool,
+) -> io::Result<u64> {
+    // The mode at creation is final where neither a change of owner nor attributes follow;
+    // setuid and setgid never are, for writing may take them away. Where others could look
+    // into the directory, nobody else may open what is not finished.
+    let attributes = !wanted.xattrs.is_empty() && !privileged;
+    let mode = if inherits || attributes { 0o600 } else { wanted.mode & 0o777 };
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let fd = rustix::fs::openat(directory, name, flags, Mode::from_raw_mode(mode))?;
+    let filled = fill(fd, wanted, raw, Made { mode, ..owner }, inherits);
+    if filled.is_err() {
+        // A part of a file must not be taken for the whole when this is tried again.
+        let _ = unlink(directory, name);
+    }
+    filled
+}
+
+fn fill(fd: OwnedFd, wanted: &Metadata, raw: &[u8], made: Made, inherits: bool) -> io::Result<u64> {
+    let mut file = File::from(fd);
+    file.write_all(raw)?;
+    settle_file(file.as_fd(), wanted, made, inherits)
+}
+
+/// Sets the attributes of a new file that is not in place.
+pub(super) fn settle_file(
+    fd: BorrowedFd<'_>,
+    wanted: &Metadata,
+    made: Made,
+    inherits: bool,
+) -> io::Result<u64> {
+    if !inherits {
+        return metadata::settle_new(fd, wanted, made);
+    }
+    clear_xattrs(fd)?;
+    let stat = stat_fd(fd)?;
+    let mode = metadata::mode_bits(&stat);
+    metadata::settle_new(fd, wanted, Made { uid: stat.stx_uid, gid: stat.stx_gid, mode })
+}
+
+/// Returns the BLAKE3 digest of the file `name`.
+fn digest_of(parent: &Parent, name: &[u8]) -> io::Result<[u8; 32]> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let fd = match rustix::fs::openat(&parent.fd, name, flags, Mode::empty()) {
+        // Its mode keeps even us, its owner, from reading: let the content come again.
+        Err(Errno::ACCESS) => return Ok([0; 32]),
+        opened => opened?,
+    };
+    let mut hasher = blake3::Hasher::new();
+    hasher.update_reader(File::from(fd))?;
+    Ok(*hasher.finalize().as_bytes())
+}

@@ -1,0 +1,77 @@
+//! Mount points inside ROOT. Only root can mount; elsewhere these tests do nothing.
+
+use std::process::Command;
+
+use super::*;
+
+/// A mount that ends with the test.
+struct Mounted(PathBuf);
+
+impl Mounted {
+    fn new(arguments: &[&str], at: PathBuf) -> Option<Self> {
+        std::fs::create_dir_all(&at).unwrap();
+        let mounted = is_root()
+            && Command::new("mount").args(arguments).arg(&at).status().is_ok_and(|s| s.success());
+        mounted.then_some(Mounted(at))
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
+
+fn everything_works_in(fixture: &mut Fixture, publish_needs: &[(TreePath, bool)]) {
+    fixture.file("m/f", b"x");
+    fixture.file("m/f", b"y");
+    assert_eq!(fixture.read("m/f"), b"y");
+    fixture.done(state("m/l", symlink(b"f")), b"");
+    let grouped = Content::Inline { length: 1 };
+    fixture.done(state_of(path("m/g"), regular(1), grouped, &["m/h"]), b"z");
+    assert_eq!(fixture.stat("m/g").ino(), fixture.stat("m/h").ino());
+
+    // What is known of the mount is forgotten with the burst.
+    fixture.flush();
+    fixture.directory("m/d");
+    fixture.flush();
+    assert_eq!(fixture.replica.take_needs(), publish_needs);
+    fixture.file("m/d/f", b"x");
+    fixture.flush();
+    assert_eq!((fixture.mtime("m/d"), fixture.stat("m/d").mode() & 0o777), (10, 0o755));
+
+    let (stage, digest) = (StageId(1), *blake3::hash(b"ab\0\0cd").as_bytes());
+    fixture.done(Item::StageOpen { stage, size: 6, path: path("m/big") }, b"");
+    fixture.done(Item::StageData { stage, offset: 0, length: 2 }, b"ab");
+    fixture.done(Item::StageData { stage, offset: 4, length: 2 }, b"cd");
+    fixture.done(state_of(path("m/big"), regular(6), Content::Staged { stage, digest }, &[]), b"");
+    assert_eq!(fixture.read("m/big"), b"ab\0\0cd");
+    fixture.assert_clean();
+
+    fixture.file("out", b"x");
+    assert_eq!(fixture.apply(rename(1, "out", "m/in"), b""), [(path("m/in"), true)]);
+    assert!(!fixture.exists("out") && !fixture.exists("m/in"));
+    fixture.done(rename(2, "m/d", "m/e"), b"");
+
+    std::fs::create_dir_all(fixture.path("m/e/1/2/3")).unwrap();
+    std::fs::write(fixture.path("m/e/1/2/f"), b"x").unwrap();
+    fixture.done(absent("m/e"), b"");
+    assert_eq!(names(&fixture.path("m")), ["big", "f", "g", "h", "l"]);
+}
+
+#[test]
+fn another_file_system_inside_works() {
+    let mut fixture = Fixture::new();
+    let Some(_mount) = Mounted::new(&["-t", "tmpfs", "tmpfs"], fixture.path("m")) else { return };
+    everything_works_in(&mut fixture, &[]);
+}
+
+#[test]
+fn the_same_file_system_mounted_inside_works() {
+    let mut fixture = Fixture::new();
+    let elsewhere = fixture.path("elsewhere");
+    std::fs::create_dir(&elsewhere).unwrap();
+    let arguments = ["--bind", elsewhere.to_str().unwrap()];
+    let Some(_mount) = Mounted::new(&arguments, fixture.path("m")) else { return };
+    everything_works_in(&mut fixture, &[(path("m/d"), true)]);
+}

@@ -1,0 +1,458 @@
+//! Capture: inotify's events become records.
+//!
+//! Events are hints that a name is dirty; what is there is read later, by a sender. Only
+//! renames are taken literally, and confirmed by looking. What inotify does to the careless is
+//! met here:
+//!
+//! - A directory is watched first and listed second, or what happens between is lost
+//!   (`scan`). A listing is used only if no rename came in meanwhile.
+//! - Watches follow directories through renames: `nodes` have parent links, not paths.
+//! - The two halves of a rename need not be adjacent: the first waits detached for the second,
+//!   and states are not read meanwhile. Alone it was a move out of the tree (`events`).
+//! - A file is sent when it is closed; one that stays open, or is truncated by path, after a
+//!   short rest (`unsettled`).
+//! - The names of a multiply linked file become dirty together (`links`).
+//! - After an overflow only what changed is looked for (`overflow`).
+
+mod events;
+mod links;
+mod nodes;
+mod overflow;
+mod scan;
+mod unsettled;
+
+use std::collections::{HashMap, VecDeque};
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::{Duration, Instant};
+
+use inotify::{EventMask, Inotify, WatchMask};
+
+use crate::model::{Change, Position, Record, Sequence, Timestamp, TreePath, What};
+use crate::role::{Confirmation, Feed, FeedEvent};
+use crate::tree::{Identity, Root};
+use links::Links;
+use nodes::{NodeId, Nodes, Place, ROOT};
+use unsettled::Unsettled;
+
+/// Longest time that the second half of a rename is waited for.
+const PAIR_WAIT: Duration = Duration::from_millis(3);
+
+/// Longest time that one call spends on listing directories.
+const TURN: Duration = Duration::from_millis(5);
+
+/// Time after which an unwatched part of the tree is looked through again, at the least.
+const DEGRADED_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Time between two looks at a directory whose file system was mounted or unmounted.
+const HELD_INTERVAL: Duration = Duration::from_secs(1);
+
+/// The events that are asked for, for every directory.
+fn watch_mask() -> WatchMask {
+    WatchMask::CREATE
+        | WatchMask::DELETE
+        | WatchMask::MOVED_FROM
+        | WatchMask::MOVED_TO
+        | WatchMask::CLOSE_WRITE
+        | WatchMask::MODIFY
+        | WatchMask::ATTRIB
+        | WatchMask::DELETE_SELF
+        | WatchMask::MOVE_SELF
+        | WatchMask::ONLYDIR
+        | WatchMask::DONT_FOLLOW
+        | WatchMask::EXCL_UNLINK
+}
+
+/// An event as inotify reported it.
+#[derive(Debug, Clone)]
+struct Event {
+    watch: i32,
+    mask: EventMask,
+    cookie: u32,
+    name: Box<[u8]>,
+}
+
+/// Options of a watch.
+#[derive(Debug, Clone)]
+pub struct WatchOptions {
+    /// Time between two looks through the whole tree for what raises no event.
+    pub rescan_interval: Duration,
+}
+
+/// The watch of a tree: the feed of a source.
+pub struct Watch {
+    root: Root,
+    root_identity: Identity,
+    inotify: Inotify,
+    event_buffer: Vec<u8>,
+    list_buffer: Vec<MaybeUninit<u8>>,
+    /// Read and not handled yet.
+    events: VecDeque<Event>,
+    overflowed: bool,
+    nodes: Nodes,
+    links: Links,
+    unsettled: Unsettled,
+    /// First halves of renames, in the order they came.
+    halves: VecDeque<events::Half>,
+    /// Names that may be or have been directories, to be compared with the nodes when nothing
+    /// is queued; the last one first.
+    looks: Vec<scan::Look>,
+    /// Entries that appeared and were not yet said to be complete.
+    created: Vec<Place>,
+    /// Directories to be looked through for changes since a moment.
+    sweeps: VecDeque<(NodeId, Timestamp)>,
+    /// Directories without a watch, for want of room.
+    unwatched: Vec<NodeId>,
+    /// Directories where another file system appeared or vanished, since when.
+    held: HashMap<NodeId, Timestamp>,
+    /// Dirty paths since the last rename, in order, each once.
+    batch: Vec<(TreePath, What)>,
+    batch_index: HashMap<TreePath, usize>,
+    records: VecDeque<Record>,
+    next: Sequence,
+    /// Whether what is found is journaled; not while the tree is scanned for the first time.
+    journals: bool,
+    /// The wall clock when the queue was last seen empty.
+    clock: Timestamp,
+    options: WatchOptions,
+    rescan_at: Instant,
+    rescanned: Timestamp,
+    degraded_at: Instant,
+    degraded_since: Timestamp,
+    held_at: Instant,
+    root_lost: bool,
+    /// Called between the listing of a directory and the check of that listing, so that tests
+    /// can change the tree in that moment.
+    on_listed: Option<Box<dyn FnMut()>>,
+}
+
+impl Watch {
+    /// Begins to watch the tree at `root`; the first scan is done by
+    /// [`poll_event`](Feed::poll_event).
+    pub fn new(root: Root, options: WatchOptions) -> io::Result<Watch> {
+        let root_identity = root.identity()?;
+        let now = Instant::now();
+        let clock = wall_clock();
+        let mut watch = Watch {
+            inotify: Inotify::init()?,
+            event_buffer: vec![0; 64 << 10],
+            list_buffer: vec![MaybeUninit::uninit(); 64 << 10],
+            events: VecDeque::new(),
+            overflowed: false,
+            nodes: Nodes::new(root_identity),
+            links: Links::default(),
+            unsettled: Unsettled::default(),
+            halves: VecDeque::new(),
+            looks: Vec::new(),
+            created: Vec::new(),
+            sweeps: VecDeque::new(),
+            unwatched: Vec::new(),
+            held: HashMap::new(),
+            batch: Vec::new(),
+            batch_index: HashMap::new(),
+            records: VecDeque::new(),
+            next: Sequence(1),
+            journals: false,
+            clock,
+            rescan_at: now + options.rescan_interval,
+            rescanned: clock,
+            degraded_at: now,
+            degraded_since: clock,
+            held_at: now,
+            root_lost: false,
+            on_listed: None,
+            options,
+            root,
+            root_identity,
+        };
+        watch.looks.push(scan::Look::Root);
+        Ok(watch)
+    }
+
+    /// Sets what is called between the listing of a directory and the check of that listing.
+    #[doc(hidden)]
+    pub fn on_listed(&mut self, hook: Box<dyn FnMut()>) {
+        self.on_listed = Some(hook);
+    }
+
+    /// Returns how many directories are known, and how many of them could not be watched.
+    pub fn directories(&self) -> (usize, usize) {
+        (self.nodes.len(), self.unwatched.len())
+    }
+
+    /// Reads what inotify has, until there is nothing more.
+    fn read_events(&mut self) {
+        loop {
+            match self.inotify.read_events(&mut self.event_buffer) {
+                Ok(events) => {
+                    for event in events {
+                        let event = Event {
+                            watch: event.wd.get_watch_descriptor_id(),
+                            mask: event.mask,
+                            cookie: event.cookie,
+                            name: event.name.map_or(Box::default(), |name| {
+                                std::os::unix::ffi::OsStrExt::as_bytes(name).into()
+                            }),
+                        };
+                        if event.mask.contains(EventMask::Q_OVERFLOW) {
+                            self.overflowed = true;
+                        } else if !repeats_last(&self.events, &event) {
+                            self.events.push_back(event);
+                        }
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => {
+                    // Nothing is known any more of what happens: as after an overflow, all is
+                    // looked through.
+                    tracing::error!("reading inotify events: {error}; looking through the tree");
+                    self.overflowed = true;
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Handles everything that is there, within bounds.
+    fn work(&mut self) {
+        let now = Instant::now();
+        let deadline = now + TURN;
+        self.due(now);
+        loop {
+            let drained = wall_clock();
+            self.read_events();
+            if self.overflowed {
+                self.recover_overflow();
+                continue;
+            }
+            self.handle_events(now);
+            if !self.halves.is_empty() {
+                break; // The other half of a rename is on its way, or its time runs out.
+            }
+            self.handle_created();
+            if self.looks.is_empty() && self.sweeps.is_empty() {
+                self.clock = drained;
+                self.journals = true;
+                break;
+            }
+            if Instant::now() >= deadline {
+                break;
+            }
+            if let Some(look) = self.looks.pop() {
+                self.look(look);
+            } else if let Some((node, since)) = self.sweeps.pop_front() {
+                self.sweep(node, since);
+            }
+        }
+        self.flush_batch();
+    }
+
+    /// Starts what is due by time.
+    fn due(&mut self, now: Instant) {
+        for place in self.unsettled.due(now) {
+            self.dirty_place(&place, What::CONTENT);
+        }
+        let idle = self.looks.is_empty() && self.sweeps.is_empty();
+        if idle && now >= self.rescan_at {
+            let since = std::mem::replace(&mut self.rescanned, wall_clock());
+            self.sweeps.extend(self.nodes.ids().map(|id| (id, since)));
+            self.rescan_at = now + self.options.rescan_interval;
+        }
+        if idle && !self.unwatched.is_empty() && now >= self.degraded_at {
+            let since = std::mem::replace(&mut self.degraded_since, wall_clock());
+            self.unwatched
+                .retain(|id| self.nodes.get(*id).is_some_and(|node| node.watch.is_none()));
+            self.sweeps.extend(self.unwatched.iter().map(|id| (*id, since)));
+            // A pass over many directories must not become all that is done.
+            let pause =
+                DEGRADED_INTERVAL.max(Duration::from_micros(500) * self.unwatched.len() as u32);
+            self.degraded_at = now + pause;
+        }
+        if !self.held.is_empty() && now >= self.held_at {
+            self.held_at = now + HELD_INTERVAL;
+            self.release_held();
+        }
+    }
+
+    /// Notes that the entry at `place` changed, and with a multiply linked file all its names.
+    fn dirty_place(&mut self, place: &Place, what: What) {
+        let group: Vec<Place> = self.links.group_of(place).to_vec();
+        let places = if group.is_empty() { std::slice::from_ref(place) } else { &group[..] };
+        for place in places {
+            if let Some(path) = self.path_of(place) {
+                self.dirty(path, what);
+            }
+        }
+    }
+
+    fn path_of(&self, place: &Place) -> Option<TreePath> {
+        let path = self.nodes.path(place.directory)?.join(&place.name);
+        (path.as_bytes().len() <= crate::model::limits::PATH_BYTES_MAX).then_some(path)
+    }
+
+    fn dirty(&mut self, path: TreePath, what: What) {
+        if !self.journals || path.is_reserved() {
+            return;
+        }
+        match self.batch_index.get(&path) {
+            Some(index) => self.batch[*index].1 |= what,
+            None => {
+                self.batch_index.insert(path.clone(), self.batch.len());
+                self.batch.push((path, what));
+            }
+        }
+    }
+
+    /// Journals a rename, behind what became dirty before it.
+    fn journal_move(&mut self, change: Change) {
+        self.flush_batch();
+        self.push_record(change);
+    }
+
+    fn flush_batch(&mut self) {
+        self.batch_index.clear();
+        for (path, what) in std::mem::take(&mut self.batch) {
+            self.push_record(Change::Dirty { path, what });
+        }
+    }
+
+    fn push_record(&mut self, change: Change) {
+        if self.journals {
+            self.records.push_back(Record { sequence: self.next, change });
+            self.next = self.next.next();
+        }
+    }
+
+    /// Forgets a directory and all below it, with its watches.
+    fn drop_node(&mut self, id: NodeId) {
+        if id == ROOT {
+            return;
+        }
+        let (watches, gone) = self.nodes.remove(id);
+        for watch in watches {
+            // It fails if the directory is gone, and its watch with it.
+            let _ = self.inotify.watches().remove(watch);
+        }
+        for id in &gone {
+            self.held.remove(id);
+        }
+        self.links.forget_directories(&gone);
+        self.unsettled.forget_directories(&gone);
+        self.sweeps.retain(|(id, _)| !gone.contains(id));
+    }
+}
+
+impl Feed for Watch {
+    fn poll_event(&mut self) -> Option<FeedEvent> {
+        if self.records.is_empty() {
+            self.work();
+        }
+        self.records.pop_front().map(FeedEvent::Record)
+    }
+
+    fn committed(&mut self, _position: Position) {}
+
+    fn start(&mut self, next: Sequence) {
+        assert!(self.records.is_empty());
+        self.next = next;
+    }
+
+    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.inotify.as_fd())
+    }
+
+    fn is_settled(&self) -> bool {
+        self.journals
+            && self.halves.is_empty()
+            && self.looks.is_empty()
+            && self.events.is_empty()
+            && self.created.is_empty()
+            && !self.overflowed
+    }
+
+    fn poll_timeout(&self) -> Option<Instant> {
+        let now = Instant::now();
+        let mut next = self.rescan_at;
+        if let Some(due) = self.unsettled.next_due() {
+            next = next.min(due);
+        }
+        if let Some(half) = self.halves.front() {
+            next = next.min(half.since + PAIR_WAIT);
+        } else if !self.looks.is_empty() || !self.sweeps.is_empty() || !self.events.is_empty() {
+            next = now;
+        }
+        if !self.unwatched.is_empty() {
+            next = next.min(self.degraded_at);
+        }
+        if !self.held.is_empty() {
+            next = next.min(self.held_at);
+        }
+        Some(next)
+    }
+
+    fn clock(&self) -> Timestamp {
+        self.clock
+    }
+
+    fn links(&mut self, identity: Identity, count: u32, path: &TreePath) -> Vec<TreePath> {
+        let Some((parent, name)) = path.split_bytes() else { return Vec::new() };
+        let Some(directory) = self.nodes.at(parent) else { return Vec::new() };
+        let place = Place { directory, name: name.to_vec() };
+        if self.links.note(&place, identity, count) {
+            self.find_links(&place, identity);
+        }
+        let others = self.links.places(identity).iter().filter(|other| **other != place);
+        others.filter_map(|other| self.path_of(other)).collect()
+    }
+
+    fn confirm(&mut self, path: &[u8], identity: Identity) -> Confirmation {
+        let Some(node) = self.nodes.at(path) else { return Confirmation::Unknown };
+        if !self.held.is_empty() && self.held.keys().any(|held| self.nodes.is_above(*held, node)) {
+            return Confirmation::Held;
+        }
+        if self.nodes.get(node).is_some_and(|node| node.identity == identity) {
+            return Confirmation::Known;
+        }
+        self.look_again(node);
+        Confirmation::Unknown
+    }
+
+    fn mark(&mut self, path: &TreePath) {
+        self.dirty(path.clone(), What::CONTENT);
+    }
+
+    fn hold(&mut self) -> Option<String> {
+        let reason = match self.root.is_in_place() {
+            Ok(true) => {
+                if std::mem::take(&mut self.root_lost) {
+                    tracing::info!("{}: the tree is back in its place", self.root.path().display());
+                    self.overflowed = true; // It may have been changed elsewhere: look for that.
+                }
+                return None;
+            }
+            Ok(false) => "is not the directory that was watched (it was moved, unmounted or \
+                          replaced); put it back, or restart with --accept-root to mirror what is \
+                          there now"
+                .to_string(),
+            Err(error) => format!("cannot be looked at: {error}"),
+        };
+        self.root_lost = true;
+        Some(format!("{}: {reason}", self.root.path().display()))
+    }
+}
+
+/// Returns the wall clock as file systems see it: coarse, and never ahead of their times.
+pub fn wall_clock() -> Timestamp {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::RealtimeCoarse);
+    Timestamp { seconds: now.tv_sec, nanoseconds: now.tv_nsec as u32 }
+}
+
+/// Returns whether `event` says again what the last one said.
+fn repeats_last(events: &VecDeque<Event>, event: &Event) -> bool {
+    event.mask == EventMask::MODIFY
+        && events.back().is_some_and(|last| {
+            last.mask == event.mask && last.watch == event.watch && last.name == event.name
+        })
+}

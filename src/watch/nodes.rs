@@ -1,0 +1,224 @@
+//! The directories that are watched: nodes with parent links, so that a subtree moves in O(1).
+//!
+//! Invariants: a node's name leads to it in its parent's `children`, unless it is detached (its
+//! rename is half seen); no two nodes have one watch descriptor or one identity.
+
+use std::collections::HashMap;
+
+use inotify::WatchDescriptor;
+use rustc_hash::FxHashMap;
+
+use crate::model::{Name, TreePath};
+use crate::tree::Identity;
+
+/// Number of a directory's node; used again after the node is gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) struct NodeId(pub u32);
+
+/// The root's node, which never goes.
+pub(super) const ROOT: NodeId = NodeId(0);
+
+/// One directory.
+#[derive(Debug)]
+pub(super) struct Node {
+    /// The root is its own parent.
+    pub parent: NodeId,
+    pub name: Box<[u8]>,
+    pub identity: Identity,
+    /// `None` when the kernel had no room for a watch, or took it away.
+    pub watch: Option<WatchDescriptor>,
+    // The names come from local users, who must not be able to choose collisions: SipHash.
+    children: HashMap<Box<[u8]>, NodeId>,
+}
+
+/// All directories of a tree.
+#[derive(Debug)]
+pub(super) struct Nodes {
+    nodes: Vec<Option<Node>>,
+    free: Vec<NodeId>,
+    by_watch: FxHashMap<i32, NodeId>,
+    by_identity: FxHashMap<Identity, NodeId>,
+}
+
+impl Nodes {
+    /// Returns the table of a tree of which only the root is known.
+    pub fn new(root: Identity) -> Self {
+        let node = Node {
+            parent: ROOT,
+            name: Box::default(),
+            identity: root,
+            watch: None,
+            children: HashMap::new(),
+        };
+        Nodes {
+            nodes: vec![Some(node)],
+            free: Vec::new(),
+            by_watch: FxHashMap::default(),
+            by_identity: FxHashMap::from_iter([(root, ROOT)]),
+        }
+    }
+
+    pub fn get(&self, id: NodeId) -> Option<&Node> {
+        self.nodes.get(id.0 as usize)?.as_ref()
+    }
+
+    fn get_mut(&mut self, id: NodeId) -> Option<&mut Node> {
+        self.nodes.get_mut(id.0 as usize)?.as_mut()
+    }
+
+    pub fn len(&self) -> usize {
+        self.nodes.len() - self.free.len()
+    }
+
+    pub fn ids(&self) -> impl Iterator<Item = NodeId> {
+        let used =
+            |(index, node): (usize, &Option<Node>)| node.is_some().then_some(NodeId(index as u32));
+        self.nodes.iter().enumerate().filter_map(used)
+    }
+
+    pub fn by_watch(&self, descriptor: i32) -> Option<NodeId> {
+        self.by_watch.get(&descriptor).copied()
+    }
+
+    pub fn by_identity(&self, identity: Identity) -> Option<NodeId> {
+        self.by_identity.get(&identity).copied()
+    }
+
+    pub fn child(&self, parent: NodeId, name: &[u8]) -> Option<NodeId> {
+        self.get(parent)?.children.get(name).copied()
+    }
+
+    /// Returns the node of the directory at `path`.
+    pub fn at(&self, path: &[u8]) -> Option<NodeId> {
+        if path.is_empty() {
+            return Some(ROOT);
+        }
+        path.split(|byte| *byte == b'/').try_fold(ROOT, |node, name| self.child(node, name))
+    }
+
+    /// Returns the path of a node, `None` if it is gone.
+    pub fn path(&self, id: NodeId) -> Option<TreePath> {
+        let mut names: Vec<&[u8]> = Vec::new();
+        let mut at = id;
+        while at != ROOT {
+            let node = self.get(at)?;
+            names.push(&node.name);
+            at = node.parent;
+        }
+        names.reverse();
+        TreePath::new(names.join(&b'/')).ok()
+    }
+
+    /// Returns whether `id` is `below` or an ancestor of it.
+    pub fn is_above(&self, id: NodeId, below: NodeId) -> bool {
+        let mut at = below;
+        loop {
+            if at == id {
+                return true;
+            }
+            match self.get(at) {
+                Some(node) if at != ROOT => at = node.parent,
+                _ => return false,
+            }
+        }
+    }
+
+    /// Adds a directory; `identity` must be new, and nothing be known under the name.
+    pub fn insert(&mut self, parent: NodeId, name: &[u8], identity: Identity) -> NodeId {
+        assert!(!self.by_identity.contains_key(&identity));
+        assert!(self.child(parent, name).is_none());
+        let node =
+            Node { parent, name: name.into(), identity, watch: None, children: HashMap::new() };
+        let id = match self.free.pop() {
+            Some(id) => {
+                self.nodes[id.0 as usize] = Some(node);
+                id
+            }
+            None => {
+                self.nodes.push(Some(node));
+                NodeId((self.nodes.len() - 1) as u32)
+            }
+        };
+        self.by_identity.insert(identity, id);
+        if let Some(parent) = self.get_mut(parent) {
+            parent.children.insert(name.into(), id);
+        }
+        id
+    }
+
+    pub fn set_watch(&mut self, id: NodeId, watch: WatchDescriptor) {
+        let descriptor = watch.get_watch_descriptor_id();
+        assert!(self.by_watch.get(&descriptor).is_none_or(|owner| *owner == id));
+        if let Some(node) = self.get_mut(id) {
+            node.watch = Some(watch);
+            self.by_watch.insert(descriptor, id);
+        }
+    }
+
+    /// Forgets a watch that the kernel took away.
+    pub fn forget_watch(&mut self, descriptor: i32) -> Option<NodeId> {
+        let id = self.by_watch.remove(&descriptor)?;
+        if let Some(node) = self.get_mut(id) {
+            node.watch = None;
+        }
+        Some(id)
+    }
+
+    /// Takes a directory from its name; it keeps its path until it is attached or dropped.
+    pub fn detach(&mut self, parent: NodeId, name: &[u8]) -> Option<NodeId> {
+        self.get_mut(parent)?.children.remove(name)
+    }
+
+    /// Puts a detached directory at another name, at which nothing is known.
+    pub fn attach(&mut self, id: NodeId, parent: NodeId, name: &[u8]) {
+        assert!(!self.is_above(id, parent), "a directory below itself");
+        assert!(self.child(parent, name).is_none());
+        if let Some(node) = self.get_mut(id) {
+            node.parent = parent;
+            node.name = name.into();
+        }
+        if let Some(parent) = self.get_mut(parent) {
+            parent.children.insert(name.into(), id);
+        }
+    }
+
+    /// Forgets a directory and all below it. Returns the watches that must be removed and the
+    /// nodes that are gone.
+    pub fn remove(&mut self, id: NodeId) -> (Vec<WatchDescriptor>, Vec<NodeId>) {
+        assert!(id != ROOT);
+        let (mut watches, mut gone) = (Vec::new(), Vec::new());
+        if let Some((parent, name)) = self.get(id).map(|node| (node.parent, node.name.clone()))
+            && self.child(parent, &name) == Some(id)
+        {
+            self.detach(parent, &name);
+        }
+        let mut pending = vec![id];
+        while let Some(id) = pending.pop() {
+            let Some(node) = self.nodes.get_mut(id.0 as usize).and_then(Option::take) else {
+                continue;
+            };
+            pending.extend(node.children.values());
+            self.by_identity.remove(&node.identity);
+            if let Some(watch) = node.watch {
+                self.by_watch.remove(&watch.get_watch_descriptor_id());
+                watches.push(watch);
+            }
+            self.free.push(id);
+            gone.push(id);
+        }
+        (watches, gone)
+    }
+
+    /// Returns the names and nodes below a directory.
+    pub fn children(&self, id: NodeId) -> impl Iterator<Item = (&[u8], NodeId)> {
+        let children = self.get(id).map(|node| &node.children);
+        children.into_iter().flatten().map(|(name, id)| (&name[..], *id))
+    }
+}
+
+/// A name in a directory.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) struct Place {
+    pub directory: NodeId,
+    pub name: Name,
+}

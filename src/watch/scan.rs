@@ -1,0 +1,425 @@
+//! Comparing what is known of directories with what is there, one directory at a time.
+//!
+//! A look watches first and lists second. It is used only if no rename came in meanwhile, so
+//! what it finds is believed: nothing is queued that could explain it otherwise.
+
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use inotify::{EventMask, WatchDescriptor};
+use rustc_hash::FxHashSet;
+use rustix::fs::{FileType, OFlags, Statx};
+
+use super::events::is_reserved;
+use super::nodes::{NodeId, Place, ROOT};
+use super::{Watch, wall_clock, watch_mask};
+use crate::model::{Timestamp, TreePath, What};
+use crate::tree::reader::{is_absent, list_directory};
+use crate::tree::root::{open_beneath, stat_at, stat_fd};
+use crate::tree::{Identity, metadata::timestamp};
+
+/// A name to be looked at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Look {
+    /// The root itself.
+    Root,
+    /// This name.
+    At(Place),
+    /// All names, for other names of these multiply linked files.
+    Links(Vec<(Place, Identity)>),
+}
+
+/// Coarse clocks and times that are set back make a moment uncertain by this much.
+const CLOCK_SLACK_SECONDS: i64 = 2;
+
+impl Watch {
+    /// Has the name of a directory looked at when nothing is queued.
+    pub(super) fn look_again(&mut self, id: NodeId) {
+        let look = match self.nodes.get(id) {
+            Some(node) if id != ROOT => {
+                Look::At(Place { directory: node.parent, name: node.name.to_vec() })
+            }
+            _ => Look::Root,
+        };
+        if self.looks.last() != Some(&look) {
+            self.looks.push(look);
+        }
+    }
+
+    pub(super) fn look(&mut self, look: Look) {
+        match look {
+            Look::Root => {
+                let Ok(fd) = self.root.open_directory(&TreePath::root()) else { return };
+                if self.nodes.get(ROOT).is_some_and(|root| root.watch.is_none()) {
+                    self.discover(ROOT, None, fd, self.root_identity, Look::Root);
+                }
+            }
+            Look::At(place) => self.look_at(place),
+            Look::Links(wanted) => self.search_links(&wanted),
+        }
+    }
+
+    fn look_at(&mut self, place: Place) {
+        // Without a path, the directory is gone from the tree.
+        let Some(parent) = self.nodes.path(place.directory) else { return };
+        if is_reserved(&place) {
+            return;
+        }
+        let known = self.nodes.get(place.directory).map(|node| node.identity);
+        let directory = match self.root.open_directory(&parent) {
+            Ok(directory) => directory,
+            Err(error) if is_absent(&error) => return self.not_there(place.directory),
+            Err(error) => return self.cannot_look(&parent, &error),
+        };
+        match stat_fd(&directory) {
+            Ok(stat) if known == Some(Identity::of(&stat)) => {}
+            Ok(_) => return self.not_there(place.directory),
+            Err(error) => return self.cannot_look(&parent, &error.into()),
+        }
+        let node = self.nodes.child(place.directory, &place.name);
+        let stat = match stat_at(&directory, &place.name) {
+            Ok(stat) => Some(stat).filter(is_directory),
+            Err(rustix::io::Errno::NOENT) => None,
+            Err(error) => return self.cannot_look(&parent.join(&place.name), &error.into()),
+        };
+        let Some(stat) = stat else {
+            if let Some(node) = node {
+                self.drop_node(node);
+                self.dirty_place(&place, What::CONTENT);
+            }
+            return;
+        };
+        let identity = Identity::of(&stat);
+        if let Some(node) = node
+            && let Some(known) = self.nodes.get(node)
+        {
+            if known.identity == identity
+                && (known.watch.is_some() || self.unwatched.contains(&node))
+            {
+                return;
+            }
+            if known.identity.device != identity.device {
+                return self.hold_below(node);
+            }
+            self.drop_node(node);
+        }
+        if let Some(elsewhere) = self.nodes.by_identity(identity) {
+            if self.nodes.is_above(elsewhere, place.directory) {
+                return; // A directory cannot be below itself: an event explains, later.
+            }
+            // Nothing is queued, so the listing is believed.
+            if let Some(path) = self.nodes.path(elsewhere) {
+                self.dirty(path, What::CONTENT);
+            }
+            self.drop_node(elsewhere);
+        }
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW;
+        let opened = open_beneath(std::os::fd::AsFd::as_fd(&directory), &place.name, flags);
+        match opened {
+            Ok(fd) if stat_fd(&fd).is_ok_and(|stat| Identity::of(&stat) == identity) => {
+                let look = Look::At(place.clone());
+                self.discover(place.directory, Some(&place.name), fd, identity, look);
+            }
+            Ok(_) => self.looks.push(Look::At(place)),
+            Err(error) if is_absent(&error.into()) => self.dirty_place(&place, What::CONTENT),
+            Err(error) => {
+                let path = parent.join(&place.name);
+                tracing::warn!("{path}: cannot be read ({error}); what is in it is not mirrored");
+                self.dirty_place(&place, What::CONTENT);
+            }
+        }
+    }
+
+    /// Watches and lists a directory that is new: the root, or `name` in `parent`. What is in
+    /// it becomes dirty, and is looked at in turn.
+    fn discover(
+        &mut self,
+        parent: NodeId,
+        name: Option<&[u8]>,
+        fd: OwnedFd,
+        identity: Identity,
+        look: Look,
+    ) {
+        let watch = match self.add_watch(&fd) {
+            Ok(watch) => Some(watch),
+            Err(error) if error.raw_os_error() == Some(rustix::io::Errno::NOSPC.raw_os_error()) => {
+                None
+            }
+            Err(error) => {
+                tracing::warn!("cannot watch a directory: {error}");
+                None
+            }
+        };
+        let mut entries = Vec::new();
+        let mut buffer = std::mem::take(&mut self.list_buffer);
+        let listed = list_directory(&fd, &mut buffer, |name, _| {
+            match stat_at(&fd, name) {
+                Ok(stat) => entries.push((name.to_vec(), stat)),
+                // It is gone: its event tells, or the listing it vanished from is repeated.
+                Err(rustix::io::Errno::NOENT) => {}
+                Err(error) => return Err(error.into()),
+            }
+            Ok(())
+        });
+        self.list_buffer = buffer;
+        if let Some(hook) = &mut self.on_listed {
+            hook();
+        }
+        let before = self.events.len();
+        self.read_events();
+        let renamed = EventMask::MOVED_FROM | EventMask::MOVED_TO;
+        if self.overflowed
+            || self.events.iter().skip(before).any(|event| event.mask.intersects(renamed))
+        {
+            // It may not be where it was listed. Its watch goes, and it is looked at again.
+            if let Some(watch) = watch
+                && self.nodes.by_watch(watch.get_watch_descriptor_id()).is_none()
+            {
+                let _ = self.inotify.watches().remove(watch);
+            }
+            self.looks.push(look);
+            return;
+        }
+        let id = match name {
+            Some(name) => self.nodes.insert(parent, name, identity),
+            None => ROOT,
+        };
+        match watch {
+            Some(watch) => self.nodes.set_watch(id, watch),
+            None => self.is_unwatched(id),
+        }
+        let Some(path) = self.nodes.path(id) else { return };
+        self.dirty(path.clone(), What::CONTENT);
+        if let Err(error) = listed {
+            self.cannot_look(&path, &error);
+        }
+        let mut directories = Vec::new();
+        for (name, stat) in entries {
+            let place = Place { directory: id, name };
+            if is_reserved(&place) {
+                continue;
+            }
+            if is_directory(&stat) {
+                directories.push(Look::At(place));
+                continue;
+            }
+            if stat.stx_nlink > 1 {
+                self.links.note(&place, Identity::of(&stat), stat.stx_nlink);
+            }
+            self.dirty(path.join(&place.name), What::CONTENT);
+        }
+        self.looks.extend(directories.into_iter().rev());
+    }
+
+    fn add_watch(&mut self, fd: &OwnedFd) -> io::Result<WatchDescriptor> {
+        // By its descriptor: no path can lead elsewhere, and none is too long.
+        let path = format!("/proc/self/fd/{}/.", fd.as_raw_fd());
+        self.inotify.watches().add(path, watch_mask())
+    }
+
+    fn is_unwatched(&mut self, id: NodeId) {
+        if self.unwatched.is_empty() {
+            let limit = std::fs::read_to_string("/proc/sys/fs/inotify/max_user_watches");
+            let limit = limit.as_deref().unwrap_or("unknown").trim();
+            tracing::warn!(
+                "{}: the limit of inotify watches ({limit}) is reached: the rest of the tree is \
+                 only looked through every {} s or more (degraded). Raise it: \
+                 sysctl fs.inotify.max_user_watches=1048576",
+                self.root.path().display(),
+                super::DEGRADED_INTERVAL.as_secs()
+            );
+            self.degraded_at = Instant::now() + super::DEGRADED_INTERVAL;
+            self.degraded_since = wall_clock();
+        }
+        self.unwatched.push(id);
+    }
+
+    /// A directory is not where it is known to be, and nothing is queued.
+    fn not_there(&mut self, id: NodeId) {
+        if id == ROOT {
+            return; // Whether the root is in its place is asked elsewhere.
+        }
+        let Some(node) = self.nodes.get(id) else { return };
+        let place = Place { directory: node.parent, name: node.name.to_vec() };
+        if !self.looks.contains(&Look::At(place.clone())) {
+            self.looks.push(Look::At(place));
+        }
+    }
+
+    fn cannot_look(&mut self, path: &TreePath, error: &io::Error) {
+        // I8: what cannot be read stays as it is downstream.
+        tracing::warn!("{path}: {error}; it is left as it is downstream");
+    }
+
+    /// Another file system was mounted over a directory, or one was unmounted: what is there
+    /// now is not what was mirrored, and its absence is no removal (I8).
+    fn hold_below(&mut self, id: NodeId) {
+        if self.held.contains_key(&id) {
+            return;
+        }
+        if let Some(path) = self.nodes.path(id) {
+            tracing::error!(
+                "{path}: a file system was mounted or unmounted here; it is held as it was \
+                 downstream until that is undone (or restart the source to mirror what is there)"
+            );
+        }
+        self.held.insert(id, self.clock);
+    }
+
+    /// Looks whether held directories are back.
+    pub(super) fn release_held(&mut self) {
+        let held: Vec<(NodeId, Timestamp)> = self.held.iter().map(|(id, at)| (*id, *at)).collect();
+        for (id, since) in held {
+            let Some(node) = self.nodes.get(id) else {
+                self.held.remove(&id);
+                continue;
+            };
+            let place = Place { directory: node.parent, name: node.name.to_vec() };
+            if self.identity_at(&place) != Some(node.identity) {
+                continue;
+            }
+            self.held.remove(&id);
+            if let Some(path) = self.nodes.path(id) {
+                tracing::info!("{path}: the file system is back");
+            }
+            let below: Vec<NodeId> =
+                self.nodes.ids().filter(|node| self.nodes.is_above(id, *node)).collect();
+            for node in below {
+                // The watches went with the mount.
+                let path = self.nodes.path(node);
+                let fd = path.and_then(|path| self.root.open_directory(&path).ok());
+                if let Some(fd) = fd
+                    && let Ok(watch) = self.add_watch(&fd)
+                    && self.nodes.by_watch(watch.get_watch_descriptor_id()).is_none()
+                {
+                    self.nodes.set_watch(node, watch);
+                }
+                self.sweeps.push_back((node, since));
+            }
+        }
+    }
+
+    /// Looks through one directory for what changed since a moment, and for unknown or missing
+    /// directories. What it finds are hints as events are, so nothing has to be checked.
+    pub(super) fn sweep(&mut self, id: NodeId, since: Timestamp) {
+        let Some(path) = self.nodes.path(id) else { return };
+        let Some(identity) = self.nodes.get(id).map(|node| node.identity) else { return };
+        let since = since.earlier_by_seconds(CLOCK_SLACK_SECONDS);
+        let fd = match self.root.open_directory(&path) {
+            Ok(fd) => fd,
+            Err(error) if is_absent(&error) => return self.look_again(id),
+            Err(error) => return self.cannot_look(&path, &error),
+        };
+        let Ok(stat) = stat_fd(&fd) else { return };
+        if Identity::of(&stat) != identity {
+            return self.look_again(id);
+        }
+        if timestamp(stat.stx_mtime) >= since {
+            self.dirty(path.clone(), What::CONTENT);
+        } else if timestamp(stat.stx_ctime) >= since {
+            self.dirty(path.clone(), What::ATTRIBUTES);
+        }
+        let mut found = Vec::new();
+        let mut buffer = std::mem::take(&mut self.list_buffer);
+        let listed = list_directory(&fd, &mut buffer, |name, file_type| {
+            if let Ok(stat) = stat_at(&fd, name) {
+                found.push((name.to_vec(), stat));
+            } else if file_type == FileType::Directory {
+                return Ok(());
+            }
+            Ok(())
+        });
+        self.list_buffer = buffer;
+        if let Err(error) = listed {
+            return self.cannot_look(&path, &error);
+        }
+        let known: Vec<NodeId> = self.nodes.children(id).map(|(_, node)| node).collect();
+        for node in known {
+            let name = self.nodes.get(node).map(|node| node.name.to_vec()).unwrap_or_default();
+            if !found.iter().any(|(found, stat)| *found == name && is_directory(stat)) {
+                self.looks.push(Look::At(Place { directory: id, name }));
+            }
+        }
+        for (name, stat) in found {
+            let place = Place { directory: id, name };
+            if is_reserved(&place) {
+                continue;
+            }
+            if is_directory(&stat) {
+                let known = self.nodes.child(id, &place.name).and_then(|node| self.nodes.get(node));
+                if known.is_none_or(|known| known.identity != Identity::of(&stat)) {
+                    self.looks.push(Look::At(place));
+                }
+            } else if timestamp(stat.stx_ctime) >= since {
+                if stat.stx_nlink > 1 {
+                    self.links.note(&place, Identity::of(&stat), stat.stx_nlink);
+                }
+                self.dirty_place(&place, What::CONTENT);
+            }
+        }
+    }
+
+    /// Has the other names of a file found that just got another one.
+    pub(super) fn find_links(&mut self, place: &Place, identity: Identity) {
+        for look in &mut self.looks {
+            if let Look::Links(wanted) = look {
+                wanted.push((place.clone(), identity));
+                return;
+            }
+        }
+        // Last of all looks, so that many new links are found in one pass.
+        self.looks.insert(0, Look::Links(vec![(place.clone(), identity)]));
+    }
+
+    /// Finds names by the inode numbers in listings, which need no `stat` of each entry.
+    fn search_links(&mut self, wanted: &[(Place, Identity)]) {
+        let started = Instant::now();
+        let mut inodes: FxHashSet<u64> =
+            wanted.iter().map(|(_, identity)| identity.inode).collect();
+        // The most likely directories first: those of the new names.
+        let mut directories: Vec<NodeId> =
+            wanted.iter().map(|(place, _)| place.directory).collect();
+        directories.sort_unstable();
+        directories.dedup();
+        directories.extend(self.nodes.ids());
+        for directory in directories {
+            if inodes.is_empty() || started.elapsed() > Duration::from_secs(1) {
+                break;
+            }
+            let Some(path) = self.nodes.path(directory) else { continue };
+            let Ok(fd) = self.root.open_directory(&path) else { continue };
+            let mut names = Vec::new();
+            let mut buffer = std::mem::take(&mut self.list_buffer);
+            let _ = crate::tree::reader::list_inodes(&fd, &mut buffer, |name, inode| {
+                if inodes.contains(&inode) {
+                    names.push(name.to_vec());
+                }
+            });
+            self.list_buffer = buffer;
+            for name in names {
+                let Ok(stat) = stat_at(&fd, &name) else { continue };
+                let place = Place { directory, name };
+                let identity = Identity::of(&stat);
+                if is_directory(&stat) || is_reserved(&place) {
+                    continue;
+                }
+                if !self.links.note(&place, identity, stat.stx_nlink) {
+                    inodes.remove(&identity.inode);
+                }
+            }
+        }
+        for (place, identity) in wanted {
+            self.links.note_searched(*identity);
+            if self.links.group_of(place).len() > 1
+                && let Some(path) = self.path_of(place)
+            {
+                self.dirty(path, What::NAME);
+            }
+        }
+    }
+}
+
+fn is_directory(stat: &Statx) -> bool {
+    FileType::from_raw_mode(stat.stx_mode.into()) == FileType::Directory
+}

@@ -1,0 +1,136 @@
+//! The command line from outside: exit statuses and what is said.
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+/// Runs the program with `$HOME` and all state below `home`.
+fn mirror(home: &Path, args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_mirror"))
+        .args(args)
+        .env_clear()
+        .env("STATE_DIRECTORY", home.join("state"))
+        .current_dir(home)
+        .output()
+        .expect("the program was built")
+}
+
+/// Checks the exit status and that standard error is one line with all of `words` in it.
+#[track_caller]
+fn assert_refused(output: &Output, status: i32, words: &[&str]) {
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(status), "{said}");
+    assert_eq!(said.lines().count(), 1, "{said}");
+    assert!(said.starts_with("mirror: "), "{said}");
+    for word in words {
+        assert!(said.contains(word), "no {word:?} in: {said}");
+    }
+}
+
+#[test]
+fn help_teaches_and_succeeds() {
+    let home = tempfile::tempdir().unwrap();
+    for args in [&["--help"][..], &["source", "--help"], &["sink", "--help"], &["copy", "--help"]] {
+        let output = mirror(home.path(), args);
+        assert_eq!(output.status.code(), Some(0));
+        assert!(String::from_utf8_lossy(&output.stdout).contains("Examples:"), "{args:?}");
+    }
+    let version = mirror(home.path(), &["--version"]);
+    assert!(String::from_utf8_lossy(&version.stdout).starts_with("mirror "));
+}
+
+#[test]
+fn nonsense_is_a_usage_error() {
+    let home = tempfile::tempdir().unwrap();
+    for args in [
+        &[][..],
+        &["frobnicate"],
+        &["source"],
+        &["sink", "tcp://localhost"],
+        &["source", "--listen", "http://x", "."],
+        &["source", "--listen", "unix:relative", "."],
+        &["source", "--listen", "unix:/x", "--journal-size", "much", "."],
+        &["source", "--listen", "unix:/x", "--rescan-interval", "0s", "."],
+        &["sink", "--checkpoint-interval", "soon", "tcp://localhost", "."],
+        &["copy", "-v", "-q", "a", "b"],
+    ] {
+        let output = mirror(home.path(), args);
+        assert_eq!(output.status.code(), Some(2), "{args:?}");
+        assert!(!output.stderr.is_empty(), "{args:?}");
+    }
+    let output =
+        mirror(home.path(), &["source", "--listen", "unix:/x", "--journal-size", "1kB", "."]);
+    assert_refused(&output, 2, &["--journal-size", "1MiB"]);
+}
+
+#[test]
+fn what_is_not_built_says_what_to_use() {
+    let home = tempfile::tempdir().unwrap();
+    let check = |args: &[&str], words: &[&str]| {
+        assert_refused(&mirror(home.path(), args), 2, &[&["not built yet"], words].concat());
+    };
+    check(&["source", "."], &["--listen", "unix:/PATH", "tcp://HOST:PORT"]);
+    check(&["source", "--listen", "tls://localhost", "."], &["TLS", "tcp://localhost:6477"]);
+    check(&["sink", "backup", "."], &["tls://backup:6477", "tcp://backup:6477"]);
+    check(&["sink", "ssh://me@backup/srv", "."], &["ssh -L"]);
+    check(&["relay", "tcp://localhost", "."], &["relay"]);
+    check(&["copy", "a", "b"], &["--follow"]);
+    check(&["copy", "--follow", "me@host:a", "b"], &["me@host:a", "mirror source"]);
+    check(&["copy", "--follow", "a", "host:b"], &["host:b"]);
+}
+
+#[test]
+fn plaintext_off_this_machine_must_be_wanted() {
+    let home = tempfile::tempdir().unwrap();
+    let words = ["plaintext", "--insecure-plaintext"];
+    for url in ["tcp://[::]:0", "tcp://0.0.0.0:0", "tcp://10.0.0.1", "tcp://host"] {
+        assert_refused(&mirror(home.path(), &["source", "--listen", url, "."]), 2, &words);
+        assert_refused(&mirror(home.path(), &["sink", url, "."]), 2, &words);
+    }
+    // With the flag the next check is reached.
+    let url = "tcp://10.0.0.1";
+    let output = mirror(home.path(), &["sink", "--insecure-plaintext", url, "missing"]);
+    assert_refused(&output, 1, &["missing"]);
+}
+
+#[test]
+fn a_root_must_be_a_directory() {
+    let home = tempfile::tempdir().unwrap();
+    std::fs::write(home.path().join("file"), "").unwrap();
+    let listen = format!("unix:{}", home.path().join("socket").display());
+    for (root, why) in [("missing", "No such file"), ("file", "not a directory")] {
+        let source = ["source", "--listen", &listen, root];
+        assert_refused(&mirror(home.path(), &source), 1, &[root, why]);
+        assert_refused(&mirror(home.path(), &["sink", &listen, root]), 1, &[root, why]);
+        assert_refused(&mirror(home.path(), &["copy", "--follow", root, "d"]), 1, &[root, why]);
+    }
+    assert!(!home.path().join("state").exists(), "state was made for nothing");
+    assert!(!home.path().join("d").exists());
+}
+
+#[test]
+fn state_inside_the_tree_and_trees_inside_each_other_are_refused() {
+    let home = tempfile::tempdir().unwrap();
+    std::fs::create_dir_all(home.path().join("a/b")).unwrap();
+    let source = ["source", "--listen", "unix:/x", "--state-dir", "a/b/c", "a"];
+    assert_refused(&mirror(home.path(), &source), 2, &["inside", "--state-dir"]);
+    assert!(!home.path().join("a/b/c").exists(), "it was written to");
+    let socket = format!("unix:{}", home.path().join("a/socket").display());
+    assert_refused(&mirror(home.path(), &["source", "--listen", &socket, "a"]), 2, &["inside"]);
+    assert_refused(&mirror(home.path(), &["copy", "--follow", "a", "a/b"]), 2, &["inside"]);
+    assert_refused(&mirror(home.path(), &["copy", "--follow", "a", "a/new/x"]), 2, &["inside"]);
+    assert_refused(&mirror(home.path(), &["copy", "--follow", "a/b", "a"]), 2, &["inside"]);
+    assert_refused(&mirror(home.path(), &["copy", "--follow", "a", "a"]), 2, &["inside"]);
+    assert!(!home.path().join("a/new").exists());
+}
+
+#[test]
+fn state_in_use_is_refused() {
+    let home = tempfile::tempdir().unwrap();
+    std::fs::create_dir(home.path().join("a")).unwrap();
+    let state = home.path().join("state");
+    let held = mirror::cli::state_dir::StateDir::lock(&state).unwrap();
+    let listen = format!("unix:{}", home.path().join("socket").display());
+    let output = mirror(home.path(), &["source", "--listen", &listen, "a"]);
+    assert_refused(&output, 1, &["another mirror process", "--state-dir"]);
+    drop(held);
+}
