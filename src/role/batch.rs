@@ -118,30 +118,31 @@ impl Batch {
         }
     }
 
-    /// Appends the next chunk of a big file.
+    /// Appends the next chunk of a big file. Returns whether there was one to be read.
     pub fn read_chunk(
         &mut self,
         sender: &mut Sender,
         stages: &mut HashMap<StageId, StageReader>,
-    ) -> io::Result<()> {
-        let Some(stage) = sender.next_chunk() else { return Ok(()) };
+    ) -> bool {
+        let Some(stage) = sender.next_chunk() else { return false };
         let Some(file) = stages.get_mut(&stage) else {
             sender.handle_stage_gone(stage);
-            return Ok(());
+            return true;
         };
         let mut chunk = Vec::new();
         let read = file.read_chunk(CHUNK_BYTES_MAX, &mut chunk);
-        if let Ok(StageRead::Data { .. }) = read
-            && file.is_unchanged().is_ok_and(|unchanged| !unchanged)
-            && sender.handle_stage_changed(stage)
-        {
+        let result = match read {
             // What was read may be neither the old content nor the new: from the beginning.
-            file.restart()?;
-            let (size, path) = (file.size(), sender.stage_path(stage).cloned().unwrap_or_default());
-            self.frame().push(&Item::StageOpen { stage, size, path });
-            return Ok(());
-        }
-        match read {
+            Ok(StageRead::Data { .. })
+                if file.is_unchanged().is_ok_and(|unchanged| !unchanged)
+                    && sender.handle_stage_changed(stage) =>
+            {
+                file.restart().map(|()| {
+                    let size = file.size();
+                    let path = sender.stage_path(stage).cloned().unwrap_or_default();
+                    self.frame().push(&Item::StageOpen { stage, size, path });
+                })
+            }
             Ok(StageRead::Data { offset, length }) => {
                 let frame = self.frame();
                 frame.push(&Item::StageData { stage, offset, length: length as u32 });
@@ -152,15 +153,16 @@ impl Batch {
                 sender.handle_stage_read(stage);
                 Ok(())
             }
-            Err(error) => {
-                let path = sender.stage_path(stage).cloned().unwrap_or_default();
-                tracing::warn!("{path}: {error}; it is left as it is downstream");
-                self.frame().push(&Item::StageAbort { stage });
-                stages.remove(&stage);
-                sender.handle_stage_gone(stage);
-                Ok(())
-            }
+            Err(error) => Err(error),
+        };
+        if let Err(error) = result {
+            let path = sender.stage_path(stage).cloned().unwrap_or_default();
+            tracing::warn!("{path}: {error}; it is left as it is downstream");
+            self.frame().push(&Item::StageAbort { stage });
+            stages.remove(&stage);
+            sender.handle_stage_gone(stage);
         }
+        true
     }
 
     /// Throws away what must not be used, after the feed was drained, and returns the frames.
@@ -193,7 +195,7 @@ impl Batch {
             .iter()
             .map(|job| match job.job.origin {
                 Origin::Commit(stage) => Some(stage),
-                Origin::Journal(_) | Origin::Walk(_) => None,
+                Origin::Journal(_) | Origin::Walk(_) | Origin::Again(_) => None,
             })
             .collect();
         let jobs = std::mem::take(&mut self.jobs);
@@ -404,7 +406,8 @@ impl<F: Feed> Reading<'_, F> {
             return Ok(BatchJob::done(job));
         };
         if opened.stamp().identity() != file.stamp().identity() {
-            // Another file is there now; a record of it is on its way.
+            // Another file is there now; its record may have been taken for this one's.
+            self.sender.handle_stage_replaced(stage);
             self.push(&Item::StageAbort { stage });
             return Ok(BatchJob::done(job));
         }

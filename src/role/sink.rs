@@ -45,6 +45,7 @@ pub struct Sink {
     /// Errors that were said, by what failed: each once until a flush succeeds without.
     said: BTreeMap<(&'static str, i32), u64>,
     has_trash: bool,
+    started: Instant,
     adopts: bool,
     failed: Option<String>,
 }
@@ -107,6 +108,7 @@ impl Sink {
             checkpointer,
             said: BTreeMap::new(),
             has_trash: true,
+            started: now,
             adopts: options.adopt,
             failed: None,
         })
@@ -353,7 +355,7 @@ impl Role for Sink {
             next = next.min(due);
         }
         if self.has_trash {
-            next = next.min(Instant::now());
+            next = next.min(self.started); // There is work now.
         }
         Some(next)
     }

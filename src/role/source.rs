@@ -20,6 +20,9 @@ use crate::wire::{Frame, FrameKind, Message, Refusal, StageId, encode_message};
 /// Time between two attempts at what could not be read, and at a journal without room.
 const RETRY: Duration = Duration::from_secs(5);
 
+/// Most batches in one turn that gave nothing to send.
+const FILLS_MAX: u32 = 8;
+
 /// Serves one tree to any number of downstreams.
 pub struct Source<F> {
     path: PathBuf,
@@ -34,6 +37,7 @@ pub struct Source<F> {
     retry_at: Option<Instant>,
     /// Whether records came in that the loop has not offered to every downstream yet.
     has_news: bool,
+    started: Instant,
     /// Why nothing is sent at present.
     held: Option<String>,
     held_until: Instant,
@@ -103,6 +107,7 @@ impl<F: Feed> Source<F> {
             problems: Problems::new(),
             retry_at: None,
             has_news: false,
+            started: Instant::now(),
             held: None,
             held_until: Instant::now(),
         })
@@ -129,7 +134,7 @@ impl<F: Feed> Source<F> {
         while let Some(event) = self.feed.poll_event() {
             match event {
                 FeedEvent::Record(record) => {
-                    self.has_news = true;
+                    self.has_news |= self.downstreams.len() > 1;
                     self.renames.push(record.sequence, &record.change);
                     self.journal.append(&record);
                 }
@@ -183,13 +188,14 @@ impl<F: Feed> Source<F> {
         }
     }
 
-    /// Reads what `link` is to be sent next and turns it into frames.
-    fn fill(&mut self, link: LinkId, now: Instant) -> Result<(), LinkError> {
+    /// Reads what `link` is to be sent next and turns it into frames. Returns whether there may
+    /// be more to do at once, also if this gave no frame.
+    fn fill(&mut self, link: LinkId, now: Instant) -> Result<bool, LinkError> {
         if !self.drain(now) {
-            return Ok(());
+            return Ok(false);
         }
         let state = self.state();
-        let Some(downstream) = self.downstreams.get_mut(&link) else { return Ok(()) };
+        let Some(downstream) = self.downstreams.get_mut(&link) else { return Ok(false) };
         if let Some(hello) = downstream.hello.take() {
             let answer = downstream
                 .sender
@@ -198,7 +204,7 @@ impl<F: Feed> Source<F> {
             downstream.frames.extend(answer.as_ref().map(encode_message));
         }
         if !downstream.sender.is_running() {
-            return Ok(());
+            return Ok(false);
         }
         let Downstream { sender, cursor, stages, frames, .. } = downstream;
         let mut batch = Batch::default();
@@ -209,7 +215,7 @@ impl<F: Feed> Source<F> {
                 let frame = std::mem::take(batch.frame()).finish();
                 sender.handle_sent(frame.len(), true, now);
                 frames.push_back(frame);
-                return Ok(());
+                return Ok(true);
             }
         }
         if let Some(after) = sender.wants_records(state.head) {
@@ -224,17 +230,17 @@ impl<F: Feed> Source<F> {
             &self.renames,
             &mut self.problems,
         );
-        if let Err(error) = batch.read_chunk(sender, stages) {
-            tracing::warn!("{}: reading a big file: {error}", self.path.display());
-        }
+        let mut more = batch.read_chunk(sender, stages);
         if batch.has_jobs() {
+            more = true;
             self.drain(now);
         }
         if !self.problems.is_empty() && self.retry_at.is_none() {
             self.retry_at = Some(now + RETRY);
         }
         let held = self.held.is_some();
-        let Some(downstream) = self.downstreams.get_mut(&link) else { return Ok(()) };
+        more &= !held && self.feed.is_settled();
+        let Some(downstream) = self.downstreams.get_mut(&link) else { return Ok(false) };
         let Downstream { sender, stages, frames, .. } = downstream;
         let mut ready = batch.use_confirmed(sender, stages, &mut self.feed, held, &self.renames);
         if ready.is_empty() {
@@ -251,7 +257,7 @@ impl<F: Feed> Source<F> {
             sender.handle_sent(frame.len(), true, now);
             frames.push_back(frame);
         }
-        Ok(())
+        Ok(more)
     }
 }
 
@@ -321,7 +327,16 @@ impl<F: Feed> Role for Source<F> {
     fn poll_transmit(&mut self, link: LinkId, now: Instant) -> Result<Option<Vec<u8>>, LinkError> {
         let Some(downstream) = self.downstreams.get_mut(&link) else { return Ok(None) };
         if downstream.frames.is_empty() {
-            self.fill(link, now)?;
+            let mut fills = 0;
+            while self.fill(link, now)?
+                && self.downstreams.get(&link).is_some_and(|link| link.frames.is_empty())
+            {
+                fills += 1;
+                if fills == FILLS_MAX {
+                    self.has_news = true; // The loop comes back at once, after the others.
+                    break;
+                }
+            }
         }
         let Some(downstream) = self.downstreams.get_mut(&link) else { return Ok(None) };
         match downstream.refusal.take() {
@@ -341,8 +356,8 @@ impl<F: Feed> Role for Source<F> {
     fn poll_timeout(&self) -> Option<Instant> {
         let mut next = self.feed.poll_timeout();
         let mut at = |moment: Instant| next = Some(next.map_or(moment, |next| next.min(moment)));
-        if self.has_news && self.downstreams.len() > 1 {
-            at(Instant::now());
+        if self.has_news {
+            at(self.started);
         }
         if self.held.is_some() {
             at(self.held_until);

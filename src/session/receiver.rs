@@ -150,9 +150,7 @@ impl Receiver {
             Message::UpstreamHello(hello) if self.plan.is_none() => {
                 self.handle_hello(state, hello).map(Some)
             }
-            _ if self.plan.is_none() => {
-                Err(Refusal::Protocol("the first message is no hello".into()))
-            }
+            // A heartbeat may come before the hello: the source is scanning its tree.
             Message::Heartbeat { head, clock } => {
                 self.upstream_head = (head, clock);
                 Ok(None)

@@ -122,6 +122,7 @@ pub struct Watch {
     degraded_since: Timestamp,
     held_at: Instant,
     root_lost: bool,
+    started: Instant,
     /// Called between the listing of a directory and the check of that listing, so that tests
     /// can change the tree in that moment.
     on_listed: Option<Box<dyn FnMut()>>,
@@ -161,6 +162,7 @@ impl Watch {
             degraded_since: clock,
             held_at: now,
             root_lost: false,
+            started: now,
             on_listed: None,
             options,
             root,
@@ -373,7 +375,6 @@ impl Feed for Watch {
     }
 
     fn poll_timeout(&self) -> Option<Instant> {
-        let now = Instant::now();
         let mut next = self.rescan_at;
         if let Some(due) = self.unsettled.next_due() {
             next = next.min(due);
@@ -381,7 +382,7 @@ impl Feed for Watch {
         if let Some(half) = self.halves.front() {
             next = next.min(half.since + PAIR_WAIT);
         } else if !self.looks.is_empty() || !self.sweeps.is_empty() || !self.events.is_empty() {
-            next = now;
+            next = self.started; // There is work now.
         }
         if !self.unwatched.is_empty() {
             next = next.min(self.degraded_at);

@@ -5,19 +5,22 @@
 //! of it, drains the watch, and hands the batch to [`Sender::finish_batch`], which says which
 //! of them must not be used. [`Sender::poll_through`] follows what was used.
 
+mod job;
+mod staging;
+
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use crate::model::limits::*;
 use crate::model::{
-    Change, Entry, Epoch, Kind, NodeId, Record, RenameIndex, Sequence, Timestamp, TreeId, TreePath,
-    What,
+    Change, Epoch, Kind, NodeId, Record, RenameIndex, Sequence, Timestamp, TreeId, TreePath, What,
 };
-use crate::tree::Identity;
 use crate::wire::message::VERSIONS;
-use crate::wire::{Content, DownstreamHello, Item, Message, Plan, Refusal, StageId, UpstreamHello};
+use crate::wire::{Content, DownstreamHello, Item, Message, Plan, Refusal, UpstreamHello};
 
 use super::walk::{Mode, Walk};
+pub use job::{BatchJob, Job, Look, Origin, Travel};
+use staging::{Transfer, TransferPhase};
 
 /// What a sender must know of its source to answer a hello.
 #[derive(Debug, Clone)]
@@ -34,83 +37,6 @@ pub struct SourceState {
     pub head: Sequence,
     /// The source's clock.
     pub clock: Timestamp,
-}
-
-/// One path to be read.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Job {
-    /// Where the entry is now.
-    pub path: TreePath,
-    /// What is to be sent of it.
-    pub what: What,
-    /// Who asked.
-    pub origin: Origin,
-}
-
-/// Why a path is read.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Origin {
-    /// A record says that it changed.
-    Journal(Record),
-    /// A walk came to it: the number of the walk.
-    Walk(u64),
-    /// A staged file is complete and is to be put in place.
-    Commit(StageId),
-}
-
-/// What the shell saw at a path.
-#[derive(Debug, Clone)]
-pub struct Look<'a> {
-    /// The entry.
-    pub entry: &'a Entry,
-    /// Its inode.
-    pub identity: Identity,
-    /// Time of its last change of any sort.
-    pub ctime: Timestamp,
-    /// Whether the file has holes, and so cannot travel inline.
-    pub has_holes: bool,
-    /// Whether it has other names.
-    pub is_linked: bool,
-    /// Its other names, as far as they are known.
-    pub links: &'a [TreePath],
-}
-
-/// How the content of an entry travels.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Travel {
-    /// This way, with these other names.
-    As(Content, Vec<TreePath>),
-    /// Compared by a digest, which the shell must compute.
-    Digest(Vec<TreePath>),
-    /// Inline: the shell reads it behind the item.
-    Inline(Vec<TreePath>),
-    /// Staged: nothing is sent at the path yet; the shell opens the stage.
-    Stage(StageId),
-    /// Nothing now: it is staged already, and its commit will send what is there then.
-    Absorbed,
-    /// Nothing now: too many files are staged. Give the job to [`Sender::defer`].
-    Later,
-}
-
-/// A big file on its way.
-#[derive(Debug)]
-struct Transfer {
-    stage: StageId,
-    /// Where its file is now.
-    path: TreePath,
-    /// Its record's number: nothing at or above is through before it is in place.
-    sequence: Option<Sequence>,
-    walk: Option<u64>,
-    phase: TransferPhase,
-    attempts: u32,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum TransferPhase {
-    Reading,
-    Complete,
-    /// A commit job is out.
-    Committing,
 }
 
 /// The state machine. See the module's documentation for the order of calls.
@@ -399,6 +325,10 @@ impl Sender {
         if look.entry.is_directory() {
             return Travel::As(Content::Keep, Vec::new());
         }
+        let is_regular = matches!(look.entry.kind, Kind::Regular { .. });
+        if is_regular && self.absorb(job) {
+            return Travel::Absorbed;
+        }
         let mut links = look.links.to_vec();
         if let Origin::Walk(number) = job.origin
             && let Some((_, walk)) = self.walks.iter_mut().find(|(walk, _)| *walk == number)
@@ -411,7 +341,6 @@ impl Sender {
                     links.clear(); // The others follow, each when the walk comes to it.
                 }
             }
-            let is_regular = matches!(look.entry.kind, Kind::Regular { .. });
             if let (Mode::Compare { trusted_until }, true) = (walk.mode, is_regular) {
                 return if look.ctime >= trusted_until.earlier_by_seconds(2) {
                     Travel::Digest(links)
@@ -435,40 +364,6 @@ impl Sender {
             return Travel::Inline(links);
         }
         self.stage(job)
-    }
-
-    /// Makes a stage for a big file, unless it is on its way already.
-    fn stage(&mut self, job: &Job) -> Travel {
-        let through = self.through_sent.unwrap_or_default();
-        let path = &job.path;
-        if let Some(transfer) = self.transfers.iter_mut().find(|transfer| transfer.path == *path) {
-            let sequence = match &job.origin {
-                Origin::Journal(record) => record.sequence,
-                Origin::Walk(_) | Origin::Commit(_) => through.next(),
-            };
-            transfer.sequence =
-                Some(transfer.sequence.map_or(sequence, |before| before.min(sequence)));
-            return Travel::Absorbed;
-        }
-        if self.transfers.len() >= TRANSFERS_MAX {
-            return Travel::Later;
-        }
-        let stage = StageId(self.stage_next);
-        self.stage_next += 1;
-        let (sequence, walk) = match &job.origin {
-            Origin::Journal(record) => (Some(record.sequence), None),
-            Origin::Walk(number) => (None, Some(*number)),
-            Origin::Commit(_) => (None, None),
-        };
-        self.transfers.push(Transfer {
-            stage,
-            path: job.path.clone(),
-            sequence,
-            walk,
-            phase: TransferPhase::Reading,
-            attempts: 0,
-        });
-        Travel::Stage(stage)
     }
 
     /// Has the children of a directory visited that a walk came to, right behind it and in this
@@ -529,7 +424,7 @@ impl Sender {
                     }
                 }
                 Origin::Commit(stage) if done => self.end_transfer(stage),
-                Origin::Commit(_) | Origin::Journal(_) => {}
+                Origin::Commit(_) | Origin::Journal(_) | Origin::Again(_) => {}
             }
         }
         self.put_back(again);
@@ -544,6 +439,7 @@ impl Sender {
         for job in jobs.into_iter().rev() {
             match job.origin {
                 Origin::Journal(record) => self.records.push_front(record),
+                Origin::Again(_) => self.deferred.push_front(job),
                 Origin::Walk(number) => {
                     if let Some((_, walk)) = self.walks.iter_mut().find(|(walk, _)| *walk == number)
                     {
@@ -563,66 +459,6 @@ impl Sender {
         }
     }
 
-    /// Returns the staged file whose next bytes should go out, if it is a chunk's turn.
-    pub fn next_chunk(&mut self) -> Option<StageId> {
-        if self.in_flight_bytes() >= WINDOW_CHUNK_BYTES_MAX {
-            return None;
-        }
-        let reading = |transfer: &&Transfer| transfer.phase == TransferPhase::Reading;
-        // Several big files take turns as well.
-        let index = self.transfers.iter().position(|transfer| reading(&transfer))?;
-        let transfer = self.transfers.remove(index);
-        let stage = transfer.stage;
-        self.transfers.push(transfer);
-        Some(stage)
-    }
-
-    /// Says that all of a staged file was read.
-    pub fn handle_stage_read(&mut self, stage: StageId) {
-        if let Some(transfer) = self.transfer(stage) {
-            transfer.phase = TransferPhase::Complete;
-        }
-    }
-
-    /// Says that a staged file changed while it was read. Returns whether to read it anew;
-    /// else it is sent as it was read, for it does not rest.
-    pub fn handle_stage_changed(&mut self, stage: StageId) -> bool {
-        let Some(transfer) = self.transfer(stage) else { return false };
-        transfer.attempts += 1;
-        let anew = transfer.attempts < TRANSFER_ATTEMPTS_MAX;
-        if anew {
-            transfer.phase = TransferPhase::Reading;
-        }
-        anew
-    }
-
-    /// Says that a staged file is gone, or cannot be read: it ends without being put in place.
-    pub fn handle_stage_gone(&mut self, stage: StageId) {
-        self.end_transfer(stage);
-        self.collect_answers();
-    }
-
-    /// Returns the stage, if any, of a file that is on its way to `path`.
-    pub fn stage_path(&self, stage: StageId) -> Option<&TreePath> {
-        self.transfers.iter().find(|transfer| transfer.stage == stage).map(|found| &found.path)
-    }
-
-    fn transfer(&mut self, stage: StageId) -> Option<&mut Transfer> {
-        self.transfers.iter_mut().find(|transfer| transfer.stage == stage)
-    }
-
-    fn end_transfer(&mut self, stage: StageId) {
-        let Some(index) = self.transfers.iter().position(|transfer| transfer.stage == stage) else {
-            return;
-        };
-        let transfer = self.transfers.remove(index);
-        if let Some(number) = transfer.walk
-            && let Some((_, walk)) = self.walks.iter_mut().find(|(walk, _)| *walk == number)
-        {
-            walk.in_hand -= 1;
-        }
-    }
-
     /// Returns the mark that follows everything sent so far, if it says something new.
     /// `clock` is the source's when the watch was last drained.
     pub fn poll_through(&mut self, clock: Timestamp) -> Option<Item> {
@@ -635,6 +471,7 @@ impl Sender {
         let staged = self.transfers.iter().filter_map(|transfer| transfer.sequence);
         let deferred = self.deferred.iter().filter_map(|job| match &job.origin {
             Origin::Journal(record) => Some(record.sequence),
+            Origin::Again(sequence) => Some(*sequence),
             Origin::Walk(_) | Origin::Commit(_) => None,
         });
         let held = staged.chain(deferred).min();
@@ -752,28 +589,8 @@ impl Sender {
     }
 }
 
-/// A job as it was read.
-#[derive(Debug, Clone)]
-pub struct BatchJob {
-    /// The job.
-    pub job: Job,
-    /// Other names that were sent with it.
-    pub links: Vec<TreePath>,
-    /// Whether that was all; a staged file is not.
-    pub done: bool,
-    /// Whether it was read where the feed knows it to be.
-    pub confirmed: bool,
-}
-
 /// Most bytes in flight at which a comparison goes on.
 const COMPARE_BYTES_MAX: u64 = 64 << 10;
 
 /// Most big files that wait for others before the records behind them wait as well.
 const DEFERRED_MAX: usize = 1024;
-
-impl BatchJob {
-    /// Returns a job that is done, with nothing below it.
-    pub fn done(job: Job) -> Self {
-        BatchJob { job, links: Vec::new(), done: true, confirmed: true }
-    }
-}

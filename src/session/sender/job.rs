@@ -1,0 +1,84 @@
+//! What a sender asks its shell to read, and what the shell says it saw.
+
+use crate::model::{Entry, Record, Sequence, Timestamp, TreePath, What};
+use crate::tree::Identity;
+use crate::wire::{Content, StageId};
+
+/// One path to be read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Job {
+    /// Where the entry is now.
+    pub path: TreePath,
+    /// What is to be sent of it.
+    pub what: What,
+    /// Who asked.
+    pub origin: Origin,
+}
+
+/// Why a path is read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Origin {
+    /// A record says that it changed.
+    Journal(Record),
+    /// A walk came to it: the number of the walk.
+    Walk(u64),
+    /// A staged file is complete and is to be put in place.
+    Commit(StageId),
+    /// A staged file was sent as it was read, or is another one now, and comes once more.
+    /// Nothing at or above the sequence is through before.
+    Again(Sequence),
+}
+
+/// What the shell saw at a path.
+#[derive(Debug, Clone)]
+pub struct Look<'a> {
+    /// The entry.
+    pub entry: &'a Entry,
+    /// Its inode.
+    pub identity: Identity,
+    /// Time of its last change of any sort.
+    pub ctime: Timestamp,
+    /// Whether the file has holes, and so cannot travel inline.
+    pub has_holes: bool,
+    /// Whether it has other names.
+    pub is_linked: bool,
+    /// Its other names, as far as they are known.
+    pub links: &'a [TreePath],
+}
+
+/// How the content of an entry travels.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Travel {
+    /// This way, with these other names.
+    As(Content, Vec<TreePath>),
+    /// Compared by a digest, which the shell must compute.
+    Digest(Vec<TreePath>),
+    /// Inline: the shell reads it behind the item.
+    Inline(Vec<TreePath>),
+    /// Staged: nothing is sent at the path yet; the shell opens the stage.
+    Stage(StageId),
+    /// Nothing now: it is staged already, and its commit will send what is there then.
+    Absorbed,
+    /// Nothing now: too many files are staged. Give the job to [`defer`](super::Sender::defer).
+    Later,
+}
+
+/// A job as it was read.
+#[derive(Debug, Clone)]
+pub struct BatchJob {
+    /// The job.
+    pub job: Job,
+    /// Other names that were sent with it.
+    pub links: Vec<TreePath>,
+    /// Whether that was all; a staged file is not.
+    pub done: bool,
+    /// Whether it was read where the feed knows it to be.
+    pub confirmed: bool,
+}
+
+impl BatchJob {
+    /// Returns a job that is done, with nothing below it.
+    pub fn done(job: Job) -> Self {
+        BatchJob { job, links: Vec::new(), done: true, confirmed: true }
+    }
+}

@@ -1,0 +1,636 @@
+//! Sender and receiver without files, sockets or time: a tree in memory, a virtual clock, and a
+//! network that delays, cuts and corrupts.
+//!
+//! All files have the same size and time, so that only their content tells versions apart.
+//! `MIRROR_SEED=N` replays one seed, `MIRROR_SEEDS=N` sets how many are run.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::time::{Duration, Instant};
+
+use mirror::model::limits::INLINE_BYTES_MAX;
+use mirror::model::*;
+use mirror::session::sender::{BatchJob, Travel};
+use mirror::session::{Job, Look, Origin, Receiver, ReceiverState, Sender, SourceState};
+use mirror::tree::Identity;
+use mirror::wire::*;
+
+/// What is at a path: a directory, or a version of a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Node {
+    Directory,
+    File { version: u64, changed_at: i64 },
+}
+
+/// A tree by its paths, the root left out.
+#[derive(Debug, Clone, Default)]
+struct Tree(BTreeMap<TreePath, Node>);
+
+impl Tree {
+    fn get(&self, path: &TreePath) -> Option<Node> {
+        if path.is_root() { Some(Node::Directory) } else { self.0.get(path).copied() }
+    }
+
+    fn take(&mut self, path: &TreePath) -> Vec<(TreePath, Node)> {
+        let below: Vec<TreePath> =
+            self.0.keys().filter(|known| known.starts_with(path)).cloned().collect();
+        below.into_iter().filter_map(|key| self.0.remove_entry(&key)).collect()
+    }
+
+    fn put(&mut self, taken: Vec<(TreePath, Node)>, from: &TreePath, to: &TreePath) {
+        for (path, node) in taken {
+            if let Some(path) = path.rebase(from, to) {
+                self.0.insert(path, node);
+            }
+        }
+    }
+
+    fn children(&self, path: &TreePath) -> Vec<Name> {
+        let inside = |known: &&TreePath| known.parent().as_ref() == Some(path);
+        self.0.keys().filter(inside).filter_map(|known| known.name().map(<[u8]>::to_vec)).collect()
+    }
+
+    /// Everything but when it changed.
+    fn content(&self) -> BTreeMap<TreePath, Option<u64>> {
+        let version = |node: &Node| match node {
+            Node::Directory => None,
+            Node::File { version, .. } => Some(*version),
+        };
+        self.0.iter().map(|(path, node)| (path.clone(), version(node))).collect()
+    }
+}
+
+/// The source: a tree, events that were not drained, a journal.
+struct Home {
+    tree: Tree,
+    events: VecDeque<Change>,
+    journal: Vec<Record>,
+    renames: RenameIndex,
+    version: u64,
+}
+
+impl Home {
+    fn dirty(&mut self, path: &TreePath, what: What) {
+        self.events.push_back(Change::Dirty { path: path.clone(), what });
+    }
+
+    fn dirty_below(&mut self, path: &TreePath) {
+        let below: Vec<TreePath> =
+            self.tree.0.keys().filter(|known| known.starts_with(path)).cloned().collect();
+        for path in below {
+            self.dirty(&path, What::CONTENT);
+        }
+    }
+
+    fn head(&self) -> Sequence {
+        Sequence(self.journal.len() as u64)
+    }
+
+    fn drain(&mut self) {
+        while let Some(change) = self.events.pop_front() {
+            let sequence = self.head().next();
+            self.renames.push(sequence, &change);
+            self.journal.push(Record { sequence, change });
+        }
+    }
+
+    fn operate(&mut self, random: &mut fastrand::Rng, now: i64) {
+        let mut directories: Vec<TreePath> = vec![TreePath::root()];
+        let is_directory = |(_, node): &(&TreePath, &Node)| **node == Node::Directory;
+        directories.extend(self.tree.0.iter().filter(is_directory).map(|(path, _)| path.clone()));
+        let place = |random: &mut fastrand::Rng| {
+            let directory = random.choice(&directories).unwrap();
+            directory.join(&[*random.choice(b"abc").unwrap()])
+        };
+        let path = place(random);
+        let there = self.tree.get(&path);
+        if path.names().count() > 5 {
+            return;
+        }
+        self.version += 1;
+        let file = Node::File { version: self.version, changed_at: now };
+        match random.u8(..100) {
+            0..30 if there != Some(Node::Directory) => {
+                self.tree.0.insert(path.clone(), file);
+                self.dirty(&path, What::CONTENT);
+            }
+            30..50 if there.is_none() => {
+                self.tree.0.insert(path.clone(), Node::Directory);
+                self.tree.0.insert(path.join(b"a"), file);
+                self.dirty_below(&path);
+            }
+            50..62 if there.is_some() => {
+                self.tree.take(&path);
+                self.dirty(&path, What::CONTENT);
+            }
+            62..92 => {
+                let to = place(random);
+                let target = self.tree.get(&to);
+                let fits = match (there, target) {
+                    (Some(_), None) => true,
+                    (Some(Node::File { .. }), Some(Node::File { .. })) => true,
+                    (Some(Node::Directory), Some(Node::Directory)) => {
+                        self.tree.children(&to).is_empty()
+                    }
+                    _ => false,
+                };
+                if !fits || to.is_related(&path) {
+                    return;
+                }
+                self.tree.take(&to);
+                let taken = self.tree.take(&path);
+                self.tree.put(taken, &path, &to);
+                self.events.push_back(Change::Rename { from: path.clone(), to: to.clone() });
+                self.dirty(&path, What::CONTENT);
+                self.dirty(&to, What::ATTRIBUTES);
+            }
+            92.. => {
+                let other = place(random);
+                let both = there.is_some() && self.tree.get(&other).is_some();
+                if !both || other.is_related(&path) {
+                    return;
+                }
+                let (a, b) = (self.tree.take(&path), self.tree.take(&other));
+                self.tree.put(a, &path, &other);
+                self.tree.put(b, &other, &path);
+                self.events.push_back(Change::Exchange { a: path.clone(), b: other.clone() });
+                self.dirty(&path, What::CONTENT);
+                self.dirty(&other, What::CONTENT);
+            }
+            _ => {}
+        }
+    }
+}
+
+/// The replica: a tree and what outlives connections.
+struct Replica {
+    tree: Tree,
+    state: ReceiverState,
+    stages: HashMap<StageId, u64>,
+}
+
+impl Replica {
+    fn apply(&mut self, item: &Item, raw: &[u8]) -> Vec<(TreePath, bool)> {
+        let mut needs = Vec::new();
+        match item {
+            Item::Rename { from, to, .. } => {
+                let taken = self.tree.take(from);
+                if taken.is_empty() {
+                    return vec![(to.clone(), true)];
+                }
+                self.make_parents(to, &mut needs);
+                self.tree.take(to);
+                self.tree.put(taken, from, to);
+            }
+            Item::Exchange { a, b, .. } => {
+                let (one, two) = (self.tree.take(a), self.tree.take(b));
+                needs.extend(one.is_empty().then(|| (b.clone(), true)));
+                needs.extend(two.is_empty().then(|| (a.clone(), true)));
+                self.make_parents(a, &mut needs);
+                self.make_parents(b, &mut needs);
+                self.tree.put(one, a, b);
+                self.tree.put(two, b, a);
+            }
+            Item::State { path, entry, content, .. } => {
+                if path.is_root() {
+                    return needs;
+                }
+                self.make_parents(path, &mut needs);
+                if entry.is_directory() {
+                    if self.tree.get(path) != Some(Node::Directory) {
+                        self.tree.0.insert(path.clone(), Node::Directory);
+                    }
+                    return needs;
+                }
+                let own = match self.tree.get(path) {
+                    Some(Node::File { version, .. }) => Some(version),
+                    _ => None,
+                };
+                let version = match content {
+                    Content::Inline { .. } => Some(number(raw)),
+                    Content::Staged { stage, .. } => self.stages.remove(stage),
+                    Content::Keep | Content::Compare { digest: None } | Content::Linked => own,
+                    Content::Compare { digest: Some(digest) } => {
+                        own.filter(|version| digest[..8] == version.to_le_bytes())
+                    }
+                };
+                match version {
+                    Some(version) => {
+                        self.tree.take(path);
+                        self.tree.0.insert(path.clone(), Node::File { version, changed_at: 0 });
+                    }
+                    None => needs.push((path.clone(), true)),
+                }
+            }
+            Item::Absent { path, .. } => _ = self.tree.take(path),
+            Item::Names { path, names, .. } => {
+                let names: BTreeSet<&[u8]> = names.iter().map(|name| &name[..]).collect();
+                for name in self.tree.children(path) {
+                    if !names.contains(&name[..]) {
+                        self.tree.take(&path.join(&name));
+                    }
+                }
+            }
+            Item::StageData { stage, .. } => _ = self.stages.insert(*stage, number(raw)),
+            Item::StageAbort { stage } => _ = self.stages.remove(stage),
+            Item::StageOpen { .. } | Item::Through { .. } | Item::Answered { .. } => {}
+        }
+        needs
+    }
+
+    fn make_parents(&mut self, path: &TreePath, needs: &mut Vec<(TreePath, bool)>) {
+        let Some(parent) = path.parent() else { return };
+        if self.tree.get(&parent) == Some(Node::Directory) {
+            return;
+        }
+        self.make_parents(&parent, needs);
+        self.tree.take(&parent);
+        self.tree.0.insert(parent.clone(), Node::Directory);
+        needs.push((parent, false));
+    }
+}
+
+fn number(raw: &[u8]) -> u64 {
+    raw.first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes))
+}
+
+/// One connection.
+struct Link {
+    sender: Sender,
+    receiver: Receiver,
+    /// Big files: which version is read, and how much of it is out.
+    stages: HashMap<StageId, (u64, u32)>,
+    down: VecDeque<(Instant, Vec<u8>)>,
+    up: VecDeque<(Instant, Vec<u8>)>,
+    in_down: FrameDecoder,
+    in_up: FrameDecoder,
+}
+
+struct World {
+    random: fastrand::Rng,
+    origin: Home,
+    replica: Replica,
+    link: Option<Link>,
+    now: Instant,
+    started: Instant,
+    /// Whether the network and the users behave.
+    calm: bool,
+    cuts: u32,
+}
+
+impl World {
+    fn clock(&self) -> i64 {
+        1_000_000 + (self.now - self.started).as_secs() as i64
+    }
+
+    fn timestamp(&self) -> Timestamp {
+        Timestamp { seconds: self.clock(), nanoseconds: 0 }
+    }
+
+    fn source_state(&self) -> SourceState {
+        SourceState {
+            tree: TreeId(1),
+            chain: vec![NodeId(1)],
+            epoch: Epoch { id: EpochId { counter: 1, random: 1 }, parent: None },
+            floor: Sequence(0),
+            head: self.origin.head(),
+            clock: self.timestamp(),
+        }
+    }
+
+    fn connect(&mut self) {
+        self.replica.stages.clear();
+        let empty = self.replica.tree.0.is_empty();
+        let (receiver, hello) = Receiver::new(&mut self.replica.state, empty, self.now);
+        let mut link = Link {
+            sender: Sender::new(self.now),
+            receiver,
+            stages: HashMap::new(),
+            down: VecDeque::new(),
+            up: VecDeque::new(),
+            in_down: FrameDecoder::default(),
+            in_up: FrameDecoder::default(),
+        };
+        link.up.push_back((self.now, encode_message(&hello)));
+        self.link = Some(link);
+    }
+
+    fn race(&mut self) {
+        while !self.calm && self.random.u8(..10) < 3 {
+            let now = self.clock();
+            self.origin.operate(&mut self.random, now);
+        }
+    }
+
+    fn arrives(&mut self) -> Instant {
+        let delay_ms = if self.calm { 1 } else { self.random.u64(0..400) };
+        self.now + Duration::from_millis(delay_ms)
+    }
+
+    /// What `role::Source` does with files, done with a tree in memory.
+    fn send(&mut self) {
+        self.origin.drain();
+        let state = self.source_state();
+        let arrives = self.arrives();
+        let Some(mut link) = self.link.take() else { return };
+        let mut frame = ItemsFrame::default();
+        while let Some(item) = link.sender.poll_rename(&self.origin.renames) {
+            frame.push(&item);
+        }
+        if let Some(after) = link.sender.wants_records(state.head) {
+            let records = self.origin.journal[after.0 as usize..].iter().cloned();
+            let through = self.origin.head();
+            link.sender.handle_records(records, through);
+        }
+        link.sender.begin_batch(state.head);
+        let (mut jobs, mut ranges) = (Vec::new(), Vec::new());
+        for _ in 0..self.random.usize(1..6) {
+            let Some(job) = link.sender.next_job(&self.origin.renames) else { break };
+            let start = frame.len();
+            match self.read(&mut link, &mut frame, job.clone()) {
+                Some((done, stays)) => {
+                    jobs.push(done);
+                    ranges.push(if stays { 0..0 } else { start..frame.len() });
+                }
+                None => link.sender.defer(job),
+            }
+        }
+        if let Some(stage) = link.sender.next_chunk() {
+            match link.stages.get_mut(&stage) {
+                Some((version, chunks)) if *chunks < 3 => {
+                    *chunks += 1;
+                    frame.push(&Item::StageData { stage, offset: 0, length: 8 });
+                    frame.buffer().extend(version.to_le_bytes());
+                }
+                Some(_) => link.sender.handle_stage_read(stage),
+                None => link.sender.handle_stage_gone(stage),
+            }
+        }
+        self.race();
+        self.origin.drain();
+        let verdict = link.sender.finish_batch(jobs, true, &self.origin.renames);
+        let unused = |(used, range): (&bool, std::ops::Range<usize>)| {
+            (!used && !range.is_empty()).then_some(range)
+        };
+        let unused: Vec<_> = verdict.iter().zip(ranges).filter_map(unused).collect();
+        frame.remove(&unused);
+        while let Some(item) = link.sender.poll_through(state.clock) {
+            frame.push(&item);
+        }
+        if !frame.is_empty() {
+            let bytes = frame.finish();
+            link.sender.handle_sent(bytes.len(), true, self.now);
+            link.down.push_back((arrives, bytes));
+        }
+        if let Ok(Some(beat)) = link.sender.poll_heartbeat(state.head, state.clock, self.now) {
+            let bytes = encode_message(&beat);
+            link.sender.handle_sent(bytes.len(), false, self.now);
+            link.down.push_back((arrives, bytes));
+        }
+        self.link = Some(link);
+    }
+
+    /// Reads one job. The flag says whether what it pushed stays whatever becomes of the path.
+    fn read(
+        &mut self,
+        link: &mut Link,
+        frame: &mut ItemsFrame,
+        job: Job,
+    ) -> Option<(BatchJob, bool)> {
+        self.race();
+        let path = job.path.clone();
+        let abort = |frame: &mut ItemsFrame| {
+            if let Origin::Commit(stage) = job.origin {
+                frame.push(&Item::StageAbort { stage });
+            }
+        };
+        let Some(node) = self.origin.tree.get(&path) else {
+            abort(frame);
+            frame.push(&Item::Absent { path, parent_mtime: None });
+            return Some((BatchJob::done(job), false));
+        };
+        let metadata =
+            Metadata { mode: 0, uid: 0, gid: 0, mtime: Timestamp::default(), xattrs: Vec::new() };
+        let state = |path, kind, content| Item::State {
+            path,
+            entry: Entry { kind, metadata: metadata.clone() },
+            content,
+            links: Vec::new(),
+            parent_mtime: None,
+        };
+        let Node::File { version, changed_at } = node else {
+            abort(frame);
+            frame.push(&state(path.clone(), Kind::Directory, Content::Keep));
+            let names = self.origin.tree.children(&path);
+            let children = names.iter().map(|name| path.join(name)).collect();
+            link.sender.visit(&job.origin, children);
+            if job.what.covers(What::CONTENT) {
+                let names = names.into_iter().map(serde_bytes::ByteBuf::from).collect();
+                frame.push(&Item::Names { path, after: Name::new(), names, last: true });
+            }
+            return Some((BatchJob::done(job), false));
+        };
+        let size = if version % 5 == 0 { INLINE_BYTES_MAX as u64 + 1 } else { 8 };
+        let kind = Kind::Regular { size };
+        if let Origin::Commit(stage) = job.origin {
+            let (read, chunks) = link.stages.get_mut(&stage).expect("a stage that is read");
+            if *read != version && link.sender.handle_stage_changed(stage) {
+                (*read, *chunks) = (version, 0);
+                return Some((BatchJob { done: false, ..BatchJob::done(job) }, true));
+            }
+            let content = Content::Staged { stage, digest: [0; 32] };
+            frame.push(&state(path, kind, content));
+            return Some((BatchJob::done(job), false));
+        }
+        let entry = Entry { kind: kind.clone(), metadata: metadata.clone() };
+        let look = Look {
+            entry: &entry,
+            identity: Identity { device: 0, inode: version },
+            ctime: Timestamp { seconds: changed_at, nanoseconds: 0 },
+            has_holes: false,
+            is_linked: false,
+            links: &[],
+        };
+        match link.sender.content_for(&job, &look) {
+            Travel::As(content, _) => frame.push(&state(path, kind, content)),
+            Travel::Inline(_) => {
+                frame.push(&state(path, kind, Content::Inline { length: 8 }));
+                frame.buffer().extend(version.to_le_bytes());
+            }
+            Travel::Digest(_) => {
+                let mut digest = [0; 32];
+                digest[..8].copy_from_slice(&version.to_le_bytes());
+                frame.push(&state(path, kind, Content::Compare { digest: Some(digest) }));
+            }
+            Travel::Stage(stage) => {
+                link.stages.insert(stage, (version, 0));
+                frame.push(&Item::StageOpen { stage, size, path });
+                return Some((BatchJob { done: false, ..BatchJob::done(job) }, true));
+            }
+            Travel::Absorbed => {}
+            Travel::Later => return None,
+        }
+        Some((BatchJob::done(job), false))
+    }
+
+    /// Lets what has arrived be handled. A broken frame or a refusal ends the connection.
+    fn deliver(&mut self) {
+        let Some(mut link) = self.link.take() else { return };
+        let flips = !self.calm && self.random.u8(..200) == 0;
+        if self.receive(&mut link, flips).is_ok() && self.answer(&mut link).is_ok() {
+            self.link = Some(link);
+        } else {
+            self.cuts += 1;
+        }
+    }
+
+    fn receive(&mut self, link: &mut Link, flips: bool) -> Result<(), String> {
+        while link.down.front().is_some_and(|(at, _)| *at <= self.now) {
+            let (_, mut bytes) = link.down.pop_front().unwrap();
+            if flips {
+                let bit = self.random.usize(..bytes.len() * 8);
+                bytes[bit / 8] ^= 1 << (bit % 8);
+            }
+            put(&mut link.in_down, &bytes);
+            let text = |error: FrameError| error.to_string();
+            while let Some((frame, length)) = link.in_down.next_frame().map_err(text)? {
+                let state = &mut self.replica.state;
+                if frame.kind == FrameKind::Message {
+                    let message = frame.message().map_err(text)?;
+                    link.receiver.handle_message(state, message, self.now).map_err(sound)?;
+                    continue;
+                }
+                for item in frame.items() {
+                    let (item, raw) = item.map_err(text)?;
+                    let state = &mut self.replica.state;
+                    if link.receiver.handle_item(state, &item).map_err(sound)? {
+                        let needs = self.replica.apply(&item, raw);
+                        link.receiver.handle_applied(&mut self.replica.state, &item, needs);
+                    }
+                }
+                link.receiver.handle_frame(length, self.now);
+                if self.random.bool() {
+                    link.receiver.handle_flushed(&mut self.replica.state);
+                }
+            }
+        }
+        link.receiver.handle_flushed(&mut self.replica.state);
+        let arrives = self.arrives();
+        while let Some(message) = link.receiver.poll_message(&mut self.replica.state, self.now) {
+            link.up.push_back((arrives, encode_message(&message)));
+        }
+        if link.receiver.is_silent(self.now) { Err("silent".into()) } else { Ok(()) }
+    }
+
+    fn answer(&mut self, link: &mut Link) -> Result<(), String> {
+        while link.up.front().is_some_and(|(at, _)| *at <= self.now) {
+            let (_, bytes) = link.up.pop_front().unwrap();
+            put(&mut link.in_up, &bytes);
+            while let Some((frame, _)) = link.in_up.next_frame().map_err(|e| e.to_string())? {
+                let message = frame.message().map_err(|error| error.to_string())?;
+                self.origin.drain();
+                let state = self.source_state();
+                let renames = &self.origin.renames;
+                let answer = link.sender.handle_message(message, &state, renames, self.now);
+                if let Some(answer) = answer.map_err(sound)? {
+                    link.down.push_back((self.now, encode_message(&answer)));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Two sound ends never refuse each other.
+fn sound(refusal: Refusal) -> String {
+    panic!("refused: {refusal}");
+}
+
+fn put(decoder: &mut FrameDecoder, bytes: &[u8]) {
+    let mut rest = bytes;
+    while !rest.is_empty() {
+        let space = decoder.space();
+        let count = space.len().min(rest.len());
+        space[..count].copy_from_slice(&rest[..count]);
+        decoder.received(count);
+        rest = &rest[count..];
+    }
+}
+
+fn run(seed: u64) -> Result<(), String> {
+    let now = Instant::now();
+    let mut world = World {
+        random: fastrand::Rng::with_seed(seed),
+        origin: Home {
+            tree: Tree::default(),
+            events: VecDeque::new(),
+            journal: Vec::new(),
+            renames: RenameIndex::new(Sequence(0)),
+            version: 0,
+        },
+        replica: Replica {
+            tree: Tree::default(),
+            state: ReceiverState::new(NodeId(2)),
+            stages: HashMap::new(),
+        },
+        link: None,
+        now,
+        started: now,
+        calm: false,
+        cuts: 0,
+    };
+    for _ in 0..world.random.usize(20..300) {
+        match world.random.u8(..100) {
+            0..35 => {
+                let clock = world.clock();
+                let mut random = world.random.fork();
+                world.origin.operate(&mut random, clock);
+            }
+            35..40 => world.origin.drain(),
+            40..70 => world.send(),
+            70..90 => world.deliver(),
+            90..94 => world.link = None,
+            _ => world.now += Duration::from_millis(world.random.u64(0..1500)),
+        }
+        world.now += Duration::from_millis(world.random.u64(0..100));
+        if world.link.is_none() && world.random.bool() {
+            world.connect();
+        }
+    }
+    world.calm = true;
+    let want = world.origin.tree.content();
+    for _ in 0..4000 {
+        if world.link.is_none() {
+            world.connect();
+        }
+        world.send();
+        world.deliver();
+        world.now += Duration::from_millis(5);
+        let idle = world.link.as_ref().is_some_and(|link| {
+            link.down.is_empty() && link.up.is_empty() && link.sender.is_idle()
+        });
+        if idle && world.replica.tree.content() == want && world.replica.state.needs().count() == 0
+        {
+            let applied = world.replica.state.watermarks.map(|marks| marks.applied);
+            if applied == Some(world.origin.head()) {
+                return Ok(());
+            }
+        }
+    }
+    let got = world.replica.tree.content();
+    let state = &world.replica.state;
+    Err(format!("want {want:?}\ngot {got:?}\n{state:?}\njournal {:?}", world.origin.journal))
+}
+
+#[test]
+fn a_replica_converges_over_a_network_that_delays_cuts_and_corrupts() {
+    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
+    let seeds = match number("MIRROR_SEED") {
+        Some(seed) => seed..seed + 1,
+        None => 0..number("MIRROR_SEEDS").unwrap_or(3000),
+    };
+    for seed in seeds {
+        if let Err(difference) = run(seed) {
+            panic!("MIRROR_SEED={seed}\n{difference}");
+        }
+    }
+}
