@@ -74,11 +74,23 @@ fn reader_of_a_file_replaced_10_000_times() {
     });
 }
 
+/// With a rest after each, the sink sees every version, the temporary file's too.
+#[test]
+fn reader_of_a_file_replaced_at_leisure() {
+    reader_sees_whole_versions(1_000, 1, true, |file, temporary, number| {
+        fs::write(temporary, version(number)).unwrap();
+        fs::rename(temporary, file).unwrap();
+    });
+}
+
 #[test]
 fn reader_of_a_file_exchanged_2_000_times() {
-    // The partner's state may be on its way yet, so that an older version comes back for a moment.
+    // Both names hold whole versions at all times. A replica that lags exchanges what it has,
+    // so an older version may come back for a moment; a part or a gap may not.
     reader_sees_whole_versions(2_000, 2, false, |file, temporary, number| {
-        fs::write(temporary, version(number)).unwrap();
+        let third = temporary.with_file_name("third");
+        fs::write(&third, version(number)).unwrap();
+        fs::rename(&third, temporary).unwrap();
         common::operations::exchange(temporary, file).unwrap();
     });
 }

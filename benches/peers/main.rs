@@ -26,6 +26,7 @@
 //! - The tools take turns within each run. Other load shifts all of them, so ratios count.
 //! - Bytes on the wire are those of the loopback interface, headers and acknowledgements
 //!   included: compare them on a machine whose loopback is otherwise quiet.
+//! - lsyncd does not keep directories' times, so they are not asked of it.
 //! - mirror's and lsyncd's initial sync ends when the replica has all entries, and all
 //!   directories their times: polled cheaply by the inodes in use, then by a walk of some
 //!   50 ms. rsync and tar end when their client does. A judge looks at each result, untimed.

@@ -45,7 +45,7 @@ pub fn run(
     }
     let dst = ground.new_dst()?;
     let mut live = initial_live(tool, ground, &dst, options.wants("initial").then_some(table))?;
-    check_equal(&ground.src(), &dst, if run == 0 { Depth::Full } else { Depth::Metadata })?;
+    check_equal(tool, &ground.src(), &dst, if run == 0 { Depth::Full } else { Depth::Metadata })?;
     let measured = live_measures(&mut live, run, ground, &dst, options, table);
     live.stop();
     measured
@@ -108,7 +108,7 @@ fn live_measures(
         changes(live, run, ground, dst, options.changes, table)?;
     }
     live.check()?;
-    settled_equal(&ground.src(), dst, patience(tool))
+    settled_equal(tool, &ground.src(), dst)
 }
 
 // The initial sync.
@@ -143,10 +143,14 @@ fn initial_once(tool: Tool, run: u64, ground: &Ground, table: &mut Table) -> Res
         std::thread::sleep(Duration::from_millis(200));
     }
     table.add(Row::InitialCpu, tool, cpu() - cpu_before);
-    if tool == Tool::Rsync && run == 0 {
-        check_equal(&src, &dst, Depth::Full)?;
+    match tool {
+        _ if run > 0 => Ok(()),
+        // It has no contents to copy.
+        Tool::Own => check_equal(tool, &src, &dst, Depth::Metadata),
+        // Its format keeps whole seconds only.
+        Tool::Tar => Ok(()),
+        _ => check_equal(tool, &src, &dst, Depth::Full),
     }
-    Ok(())
 }
 
 fn initial_live(
@@ -172,7 +176,7 @@ fn initial_live(
         _ => true,
     };
     let mut checked = Instant::now();
-    while !(enough() && expected.is_complete(dst)) {
+    while !(enough() && live.says_initial_done() && expected.is_complete(dst, tool)) {
         if started.elapsed() > patience(tool) {
             return Err(format!("no initial sync within {:?}", patience(tool)));
         }
@@ -262,11 +266,12 @@ impl Expected {
     }
 
     /// Returns whether `dst` has as many entries, and each directory its time, which comes last.
-    fn is_complete(&self, dst: &Path) -> bool {
-        let timed = self.directories.iter().all(|directory| {
-            fs::symlink_metadata(dst.join(&directory.path))
-                .is_ok_and(|metadata| mtime(&metadata) == mtime(&directory.metadata))
-        });
+    fn is_complete(&self, dst: &Path, tool: Tool) -> bool {
+        let timed = !tool.keeps_directory_times()
+            || self.directories.iter().all(|directory| {
+                fs::symlink_metadata(dst.join(&directory.path))
+                    .is_ok_and(|metadata| mtime(&metadata) == mtime(&directory.metadata))
+            });
         timed && count(dst, true) == self.entries
     }
 }
@@ -434,8 +439,8 @@ fn big(
     drop(file);
     let name = format!("big-{run}");
     let (src, replica) = (ground.src().join(&name), dst.join(&name));
-    fs::rename(&outside, &src).map_err(|error| error.to_string())?;
     let started = Instant::now();
+    fs::rename(&outside, &src).map_err(|error| error.to_string())?;
     let mut arrived = None;
     let times = latencies.measure(|_| {
         if arrived.is_none() && fs::metadata(&replica).is_ok_and(|it| it.len() == options.big_bytes)
@@ -469,7 +474,7 @@ fn rename(
 ) -> Result<(), String> {
     /// drivers/ of Linux 6.1, which others' numbers are about.
     const ENTRIES_WANTED: usize = 33_616;
-    settled_equal(&ground.src(), dst, patience(live.tool))?;
+    settled_equal(live.tool, &ground.src(), dst)?;
     let src = ground.src();
     let tops = fs::read_dir(&src).map_err(|error| error.to_string())?.flatten();
     let (entries, from) = tops
@@ -479,9 +484,9 @@ fn rename(
         .ok_or("no directory to rename")?;
     let name = format!("renamed-{run}-{}", live.tool.name());
     let (to, replica) = (src.join(&name), dst.join(&name));
-    let wire_before = loopback_bytes();
+    // The clock runs before the rename: followers may well be done when the call returns.
+    let (wire_before, started) = (loopback_bytes(), Instant::now());
     fs::rename(&from, &to).map_err(|error| error.to_string())?;
-    let started = Instant::now();
     let elapsed = loop {
         if fs::symlink_metadata(&replica).is_ok() {
             // Counting takes long, so it does not count if all is there at first sight.
@@ -497,10 +502,10 @@ fn rename(
     };
     eprintln!("  renamed a directory of {entries} entries");
     table.add(Row::Rename, live.tool, elapsed.as_secs_f64() * 1e3);
-    settled_equal(&src, dst, patience(live.tool))?;
+    settled_equal(live.tool, &src, dst)?;
     table.add(Row::RenameWire, live.tool, (loopback_bytes() - wire_before) as f64 / 1024.0);
     fs::rename(&to, &from).map_err(|error| error.to_string())?;
-    settled_equal(&src, dst, patience(live.tool))
+    settled_equal(live.tool, &src, dst)
 }
 
 // Many small changes.
@@ -537,7 +542,7 @@ fn changes(
         touched.iter().filter_map(|path| path.parent().map(Path::to_owned)).collect();
     let mut left: Vec<PathBuf> = touched.into_iter().chain(parents).collect();
     loop {
-        left.retain(|path| !same(&src.join(path), &dst.join(path)));
+        left.retain(|path| !same(live.tool, &src.join(path), &dst.join(path)));
         if left.is_empty() {
             break;
         }
@@ -595,11 +600,12 @@ fn one_change(
 }
 
 /// Returns whether both are missing, or of the same kind, size, mode and time.
-fn same(ours: &Path, theirs: &Path) -> bool {
+fn same(tool: Tool, ours: &Path, theirs: &Path) -> bool {
     match (fs::symlink_metadata(ours), fs::symlink_metadata(theirs)) {
         (Ok(ours), Ok(theirs)) => {
+            let timed = tool.keeps_directory_times() || !ours.is_dir();
             ours.mode() == theirs.mode()
-                && mtime(&ours) == mtime(&theirs)
+                && (!timed || mtime(&ours) == mtime(&theirs))
                 && (ours.is_dir() || ours.len() == theirs.len())
         }
         (Err(_), Err(_)) => true,
@@ -613,8 +619,12 @@ fn mtime(metadata: &Metadata) -> (i64, i64) {
 
 // Helpers.
 
-fn check_equal(src: &Path, dst: &Path, depth: Depth) -> Result<(), String> {
-    let differences = Judge::new(src, dst).compare(depth);
+fn check_equal(tool: Tool, src: &Path, dst: &Path, depth: Depth) -> Result<(), String> {
+    let mut judge = Judge::new(src, dst);
+    if !tool.keeps_directory_times() {
+        judge = judge.without_directory_times();
+    }
+    let differences = judge.compare(depth);
     if differences.is_empty() {
         return Ok(());
     }
@@ -622,11 +632,11 @@ fn check_equal(src: &Path, dst: &Path, depth: Depth) -> Result<(), String> {
 }
 
 /// Waits until the replica is equal but for contents; untimed.
-fn settled_equal(src: &Path, dst: &Path, patience: Duration) -> Result<(), String> {
+fn settled_equal(tool: Tool, src: &Path, dst: &Path) -> Result<(), String> {
     let started = Instant::now();
     loop {
-        match check_equal(src, dst, Depth::Metadata) {
-            Err(error) if started.elapsed() > patience => return Err(error),
+        match check_equal(tool, src, dst, Depth::Metadata) {
+            Err(error) if started.elapsed() > patience(tool) => return Err(error),
             Err(_) => std::thread::sleep(Duration::from_millis(300)),
             Ok(()) => return Ok(()),
         }

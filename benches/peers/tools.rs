@@ -31,6 +31,11 @@ impl Tool {
         }
     }
 
+    /// lsyncd does not, so it is not waited for.
+    pub fn keeps_directory_times(self) -> bool {
+        self != Tool::Lsyncd
+    }
+
     /// Returns why it cannot be used here.
     pub fn missing(self) -> Option<String> {
         let needed: &[&str] = match self {
@@ -49,7 +54,9 @@ pub struct Live {
     pub tool: Tool,
     /// mirror: source and sink. lsyncd: itself, and the daemon.
     pub processes: Vec<Process>,
-    _scratch: tempfile::TempDir,
+    scratch: tempfile::TempDir,
+    /// rsync reads its configuration anew for each connection.
+    _daemon_scratch: Option<tempfile::TempDir>,
 }
 
 impl Live {
@@ -63,15 +70,16 @@ impl Live {
         let log = scratch.path().join("source.log");
         let mut source = Process::spawn(command, &log).map_err(|error| error.to_string())?;
         settle(&mut source)?;
-        Ok((Live { tool: Tool::Mirror, processes: vec![source], _scratch: scratch }, url))
+        let processes = vec![source];
+        Ok((Live { tool: Tool::Mirror, processes, scratch, _daemon_scratch: None }, url))
     }
 
     /// Starts mirror's sink: from here on time counts.
     pub fn mirror_sink(&mut self, url: &str, dst: &Path) -> Result<(), String> {
         let mut command = Command::new(mirror());
         command.args(["sink", url]).arg(dst).arg("--state-dir");
-        command.arg(self._scratch.path().join("sink"));
-        let log = self._scratch.path().join("sink.log");
+        command.arg(self.scratch.path().join("sink"));
+        let log = self.scratch.path().join("sink.log");
         let sink = Process::spawn(command, &log).map_err(|error| error.to_string())?;
         self.processes.push(sink);
         Ok(())
@@ -96,7 +104,14 @@ impl Live {
         let log = scratch.path().join("log");
         let lsyncd = Process::spawn(command, &log).map_err(|error| error.to_string())?;
         let processes = vec![lsyncd, daemon.process];
-        Ok(Live { tool: Tool::Lsyncd, processes, _scratch: scratch })
+        let _daemon_scratch = Some(daemon._scratch);
+        Ok(Live { tool: Tool::Lsyncd, processes, scratch, _daemon_scratch })
+    }
+
+    /// Returns whether it says that its initial sync is over, as far as it says that at all.
+    pub fn says_initial_done(&self) -> bool {
+        // lsyncd: "Startup of …/ -> … finished."
+        self.tool != Tool::Lsyncd || self.processes[0].log().contains(" finished.")
     }
 
     /// Returns CPU seconds of all processes and their children.

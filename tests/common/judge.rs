@@ -17,6 +17,7 @@ pub struct Judge {
     src: PathBuf,
     dst: PathBuf,
     owners: bool,
+    directory_times: bool,
 }
 
 /// What is left out of a comparison to make it cheap.
@@ -30,12 +31,18 @@ pub enum Depth {
 
 impl Judge {
     pub fn new(src: impl Into<PathBuf>, dst: impl Into<PathBuf>) -> Self {
-        Judge { src: src.into(), dst: dst.into(), owners: true }
+        Judge { src: src.into(), dst: dst.into(), owners: true, directory_times: true }
     }
 
     /// Does not compare owners: for sinks that do not run as root.
     pub fn without_owners(mut self) -> Self {
         self.owners = false;
+        self
+    }
+
+    /// Does not compare directories' times: for lsyncd, which does not keep them.
+    pub fn without_directory_times(mut self) -> Self {
+        self.directory_times = false;
         self
     }
 
@@ -57,7 +64,7 @@ impl Judge {
             match dst.entries.get(path) {
                 None => differences.push(format!("{}: missing ({:?})", show(path), ours.kind)),
                 Some(theirs) => {
-                    let mut details = ours.differences(theirs, self.owners);
+                    let mut details = ours.differences(theirs, self.owners, self.directory_times);
                     let (a, b) = (src.group(path, ours), dst.group(path, theirs));
                     if a != b {
                         details.push(format!("linked with {:?} ≠ {:?}", show(a), show(b)));
@@ -283,7 +290,7 @@ impl State {
         })
     }
 
-    fn differences(&self, theirs: &State, owners: bool) -> Vec<String> {
+    fn differences(&self, theirs: &State, owners: bool, directory_times: bool) -> Vec<String> {
         let mut found = Vec::new();
         if self.kind != theirs.kind {
             return vec![format!("{:?} ≠ {:?}", self.kind, theirs.kind)];
@@ -294,7 +301,8 @@ impl State {
         if owners && (self.uid, self.gid) != (theirs.uid, theirs.gid) {
             found.push(format!("owner {}:{} ≠ {}:{}", self.uid, self.gid, theirs.uid, theirs.gid));
         }
-        if self.mtime != theirs.mtime {
+        let timed = directory_times || self.kind != FileType::Directory;
+        if timed && self.mtime != theirs.mtime {
             found.push(format!("mtime {:?} ≠ {:?}", self.mtime, theirs.mtime));
         }
         if self.size != theirs.size {
