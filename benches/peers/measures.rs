@@ -75,15 +75,15 @@ fn live_measures(
     }
     if options.wants("idle") {
         let before = live.usages();
-        std::thread::sleep(Duration::from_secs(10));
+        std::thread::sleep(Duration::from_secs(IDLE_S));
         let after = live.usages();
         let sum = |usages: &[Usage]| {
-            let cpu: f64 = usages.iter().map(Usage::all_cpu_s).sum();
-            (cpu, usages.iter().map(|usage| usage.sleeps).sum::<u64>() as f64)
+            let busy_ns: u64 = usages.iter().map(|usage| usage.busy_ns).sum();
+            (busy_ns as f64, usages.iter().map(|usage| usage.sleeps).sum::<u64>() as f64)
         };
-        let ((cpu_before, sleeps_before), (cpu, sleeps)) = (sum(&before), sum(&after));
-        table.add(Row::IdleCpu, tool, (cpu - cpu_before) * 10.0);
-        table.add(Row::IdleWakeups, tool, (sleeps - sleeps_before) / 10.0);
+        let ((busy_before, sleeps_before), (busy, sleeps)) = (sum(&before), sum(&after));
+        table.add(Row::IdleCpu, tool, (busy - busy_before) / IDLE_S as f64 / 1e9 * 100.0);
+        table.add(Row::IdleWakeups, tool, (sleeps - sleeps_before) / IDLE_S as f64);
     }
     live.check()?;
     if options.wants("latency") {
@@ -673,3 +673,6 @@ fn megabytes(bytes: u64) -> f64 {
 fn patience(tool: Tool) -> Duration {
     Duration::from_secs(if tool == Tool::Lsyncd { 400 } else { 120 })
 }
+
+/// How long idleness is watched.
+const IDLE_S: u64 = 10;
