@@ -83,6 +83,9 @@ impl Feed for RacyFeed {
     fn confirm(&mut self, path: &[u8], identity: Identity) -> Confirmation {
         self.watch.confirm(path, identity)
     }
+    fn is_being_written(&self, path: &TreePath) -> bool {
+        self.watch.is_being_written(path)
+    }
     fn mark(&mut self, path: &TreePath) {
         self.watch.mark(path)
     }

@@ -38,6 +38,8 @@ pub(super) struct Batch {
     ranges: Vec<Vec<(usize, Range<usize>)>>,
     /// What was confirmed as the place of each job: the directories that were read in.
     places: Vec<Vec<(Vec<u8>, crate::tree::Identity)>>,
+    /// Which jobs brought a file's content.
+    inline: Vec<bool>,
 }
 
 /// Entries that could not be read, with the reason.
@@ -84,10 +86,11 @@ impl Batch {
                 feed,
                 ranges: Vec::new(),
                 places: Vec::new(),
+                inline: false,
             };
             let path = job.path.clone();
             let outcome = reading.job(job.clone());
-            let (ranges, places) = (reading.ranges, reading.places);
+            let (ranges, places, inline) = (reading.ranges, reading.places, reading.inline);
             match outcome {
                 Ok(Some(done)) => {
                     if !problems.is_empty() {
@@ -96,6 +99,7 @@ impl Batch {
                     self.jobs.push(done);
                     self.ranges.push(ranges);
                     self.places.push(places);
+                    self.inline.push(inline);
                 }
                 Ok(None) => sender.defer(job),
                 Err(error) => {
@@ -113,6 +117,7 @@ impl Batch {
                     self.jobs.push(done);
                     self.ranges.push(Vec::new());
                     self.places.push(Vec::new());
+                    self.inline.push(false);
                 }
             }
         }
@@ -184,6 +189,13 @@ impl Batch {
                 }
             }
         }
+        for (index, done) in self.jobs.iter().enumerate() {
+            // A part must not be seen, nor carried over another file by the rename that
+            // follows. It comes again when it is whole.
+            if self.inline[index] && feed.is_being_written(&done.job.path) {
+                dropped[index] = true;
+            }
+        }
         let settled = feed.is_settled() && !held;
         for (job, dropped) in self.jobs.iter_mut().zip(&dropped) {
             if *dropped {
@@ -241,6 +253,7 @@ struct Reading<'a, F: Feed> {
     feed: &'a mut F,
     ranges: Vec<(usize, Range<usize>)>,
     places: Vec<(Vec<u8>, crate::tree::Identity)>,
+    inline: bool,
 }
 
 impl<F: Feed> Reading<'_, F> {
@@ -281,6 +294,7 @@ impl<F: Feed> Reading<'_, F> {
                 Travel::As(content, links) => (content, links),
                 Travel::Inline(links) => {
                     let last = attempt == READ_ATTEMPTS_MAX;
+                    self.inline = true;
                     if self.inline(&job, &opened, &links, last)? {
                         let mut done = BatchJob::done(job);
                         done.links = links;

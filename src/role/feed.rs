@@ -39,6 +39,10 @@ pub trait Feed {
     /// not the tree's.
     fn confirm(&mut self, path: &[u8], identity: Identity) -> Confirmation;
 
+    /// Returns whether the file at `path` is being written, and a record of it comes when that
+    /// is over.
+    fn is_being_written(&self, path: &TreePath) -> bool;
+
     /// Makes a record that the entry at `path` must be read again: it could not be read.
     fn mark(&mut self, path: &TreePath);
 

@@ -426,6 +426,12 @@ impl Feed for Watch {
         Confirmation::Unknown
     }
 
+    fn is_being_written(&self, path: &TreePath) -> bool {
+        let Some((parent, name)) = path.split_bytes() else { return false };
+        let place = |directory| Place { directory, name: name.to_vec() };
+        self.nodes.at(parent).is_some_and(|parent| self.unsettled.is_being_written(&place(parent)))
+    }
+
     fn mark(&mut self, path: &TreePath) {
         self.dirty(path.clone(), What::CONTENT);
     }

@@ -26,6 +26,8 @@ pub(super) struct Unsettled {
 struct Times {
     first: Instant,
     last: Instant,
+    /// Whether it was open for so long that it is sent as it is read.
+    restless: bool,
 }
 
 impl Times {
@@ -40,7 +42,8 @@ impl Unsettled {
         if self.files.len() >= FILES_MAX && !self.files.contains_key(&place) {
             return false;
         }
-        let times = self.files.entry(place).or_insert(Times { first: now, last: now });
+        let times =
+            self.files.entry(place).or_insert(Times { first: now, last: now, restless: false });
         times.last = now;
         let due = times.due();
         self.earliest = Some(self.earliest.map_or(due, |earliest| earliest.min(due)));
@@ -76,14 +79,22 @@ impl Unsettled {
         }
         let mut due = Vec::new();
         self.files.retain(|place, times| {
-            let rests = times.due() > now;
-            if !rests {
-                due.push(place.clone());
+            if times.due() > now {
+                return true;
             }
-            rests
+            due.push(place.clone());
+            let rested = times.last + REST <= now;
+            (times.first, times.restless) = (now, true);
+            !rested
         });
         self.earliest = self.files.values().map(|times| times.due()).min();
         due
+    }
+
+    /// Returns whether a file is being written at present, and not for so long that it must be
+    /// sent all the same. What is read of it now is a part (I2).
+    pub fn is_being_written(&self, place: &Place) -> bool {
+        self.files.get(place).is_some_and(|times| !times.restless)
     }
 
     /// Returns a moment before which nothing is due.
