@@ -410,8 +410,18 @@ impl Feed for Watch {
         if self.links.note(&place, identity, count) {
             self.find_links(&place, identity);
         }
-        let others = self.links.places(identity).iter().filter(|other| **other != place);
-        others.filter_map(|other| self.path_of(other)).collect()
+        let others: Vec<Place> =
+            self.links.places(identity).iter().filter(|other| **other != place).cloned().collect();
+        let mut paths = Vec::with_capacity(others.len());
+        for other in others {
+            // A name whose removal was lost in an overflow would come to life downstream.
+            if self.identity_at(&other) == Some(identity) {
+                paths.extend(self.path_of(&other));
+            } else {
+                self.links.remove(&other);
+            }
+        }
+        paths
     }
 
     fn confirm(&mut self, path: &[u8], identity: Identity) -> Confirmation {
