@@ -261,14 +261,7 @@ impl World {
 
 fn with_frame<T>(bytes: &[u8], handle: impl FnOnce(mirror::wire::Frame<'_>, usize) -> T) -> T {
     let mut decoder = FrameDecoder::default();
-    let mut rest = bytes;
-    while !rest.is_empty() {
-        let space = decoder.space();
-        let count = space.len().min(rest.len());
-        space[..count].copy_from_slice(&rest[..count]);
-        decoder.received(count);
-        rest = &rest[count..];
-    }
+    decoder.receive(bytes);
     let (frame, length) = decoder.next_frame().unwrap().unwrap();
     handle(frame, length)
 }

@@ -490,7 +490,7 @@ impl World {
                 let bit = self.random.usize(..bytes.len() * 8);
                 bytes[bit / 8] ^= 1 << (bit % 8);
             }
-            put(&mut link.in_down, &bytes);
+            link.in_down.receive(&bytes);
             let text = |error: FrameError| error.to_string();
             while let Some((frame, length)) = link.in_down.next_frame().map_err(text)? {
                 let state = &mut self.replica.state;
@@ -524,7 +524,7 @@ impl World {
     fn answer(&mut self, link: &mut Link) -> Result<(), String> {
         while link.up.front().is_some_and(|(at, _)| *at <= self.now) {
             let (_, bytes) = link.up.pop_front().unwrap();
-            put(&mut link.in_up, &bytes);
+            link.in_up.receive(&bytes);
             while let Some((frame, _)) = link.in_up.next_frame().map_err(|e| e.to_string())? {
                 let message = frame.message().map_err(|error| error.to_string())?;
                 self.origin.drain();
@@ -543,17 +543,6 @@ impl World {
 /// Two sound ends never refuse each other.
 fn sound(refusal: Refusal) -> String {
     panic!("refused: {refusal}");
-}
-
-fn put(decoder: &mut FrameDecoder, bytes: &[u8]) {
-    let mut rest = bytes;
-    while !rest.is_empty() {
-        let space = decoder.space();
-        let count = space.len().min(rest.len());
-        space[..count].copy_from_slice(&rest[..count]);
-        decoder.received(count);
-        rest = &rest[count..];
-    }
 }
 
 fn run(seed: u64) -> Result<(), String> {

@@ -118,16 +118,6 @@ impl<F: Feed> Source<F> {
         &mut self.feed
     }
 
-    /// Returns what each downstream acknowledged last.
-    pub fn acked(&self, link: LinkId) -> Option<(Sequence, Sequence, Sequence)> {
-        self.downstreams.get(&link).map(|downstream| downstream.sender.acked())
-    }
-
-    /// Returns the journal's last sequence.
-    pub fn head(&self) -> Sequence {
-        self.journal.head()
-    }
-
     /// Brings the journal up to what the feed knows now. Returns whether states may be read and
     /// sent.
     fn drain(&mut self, now: Instant) -> bool {

@@ -184,11 +184,6 @@ impl Watch {
         self.rescan_at = self.started;
     }
 
-    /// Returns how many directories are known, and how many of them could not be watched.
-    pub fn directories(&self) -> (usize, usize) {
-        (self.nodes.len(), self.unwatched.len())
-    }
-
     /// Reads what inotify has, until there is nothing more.
     fn read_events(&mut self) {
         loop {

@@ -66,10 +66,6 @@ impl Nodes {
         self.nodes.get_mut(id.0 as usize)?.as_mut()
     }
 
-    pub fn len(&self) -> usize {
-        self.nodes.len() - self.free.len()
-    }
-
     pub fn ids(&self) -> impl Iterator<Item = NodeId> {
         let used =
             |(index, node): (usize, &Option<Node>)| node.is_some().then_some(NodeId(index as u32));

@@ -247,6 +247,18 @@ impl FrameDecoder {
         assert!(self.end <= self.buffer.len());
     }
 
+    /// Takes in bytes that are in memory already.
+    pub fn receive(&mut self, bytes: &[u8]) {
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            let space = self.space();
+            let count = space.len().min(rest.len());
+            space[..count].copy_from_slice(&rest[..count]);
+            self.received(count);
+            rest = &rest[count..];
+        }
+    }
+
     /// Returns the next whole frame and its length with header, `None` until more bytes are in.
     pub fn next_frame(&mut self) -> Result<Option<(Frame<'_>, usize)>, FrameError> {
         let received = &self.buffer[self.start..self.end];
@@ -288,17 +300,6 @@ mod tests {
     use super::*;
     use crate::model::{Sequence, Timestamp, TreePath};
 
-    fn feed(decoder: &mut FrameDecoder, bytes: &[u8]) {
-        let mut rest = bytes;
-        while !rest.is_empty() {
-            let space = decoder.space();
-            let count = space.len().min(rest.len());
-            space[..count].copy_from_slice(&rest[..count]);
-            decoder.received(count);
-            rest = &rest[count..];
-        }
-    }
-
     fn heartbeat() -> Message {
         Message::Heartbeat { head: Sequence(7), clock: Timestamp::default() }
     }
@@ -318,7 +319,7 @@ mod tests {
             let mut decoder = FrameDecoder::default();
             let mut seen = Vec::new();
             for piece in stream.chunks(step) {
-                feed(&mut decoder, piece);
+                decoder.receive(piece);
                 while let Some((frame, _)) = decoder.next_frame().unwrap() {
                     match frame.kind {
                         FrameKind::Message => seen.push(format!("{:?}", frame.message().unwrap())),
@@ -343,7 +344,7 @@ mod tests {
             let mut damaged = bytes.clone();
             damaged[bit / 8] ^= 1 << (bit % 8);
             let mut decoder = FrameDecoder::default();
-            feed(&mut decoder, &damaged);
+            decoder.receive(&damaged);
             assert!(decoder.next_frame().is_err(), "bit {bit}");
         }
     }
