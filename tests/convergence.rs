@@ -29,6 +29,8 @@ use mirror::wire::{FrameDecoder, FrameKind};
 struct RacyFeed {
     watch: Watch,
     race: Rc<RefCell<Race>>,
+    /// Whether the last drain ended.
+    drains: bool,
 }
 
 /// Operations that happen between a read and its use.
@@ -38,14 +40,21 @@ struct Race {
     log: Vec<String>,
     /// Operations that may still happen before the driver goes on.
     budget: u32,
+    /// How many in a hundred bursts of operations overflow the event queue.
+    overflows: u8,
+    /// What happens before the next drains, one before each.
+    changes: VecDeque<Change>,
 }
 
 impl Race {
-    fn maybe_operate(&mut self) {
+    /// Operates sometimes, and returns whether that was too much for the event queue.
+    fn maybe_operate(&mut self) -> bool {
+        let before = self.budget;
         while self.budget > 0 && self.random.u8(..10) < 3 {
             self.budget -= 1;
             self.operate();
         }
+        self.budget < before && self.random.u8(..100) < self.overflows
     }
 
     fn operate(&mut self) {
@@ -56,8 +65,24 @@ impl Race {
 
 impl Feed for RacyFeed {
     fn poll_event(&mut self) -> Option<FeedEvent> {
-        self.race.borrow_mut().maybe_operate();
-        self.watch.poll_event()
+        let mut overflows = self.race.borrow_mut().maybe_operate();
+        if std::mem::take(&mut self.drains) {
+            let mut race = self.race.borrow_mut();
+            if let Some(change) = race.changes.pop_front() {
+                change();
+                overflows |= race.overflows > 0;
+            }
+        }
+        if overflows {
+            self.watch.lose_events();
+        }
+        let event = self.watch.poll_event();
+        if event.is_none() {
+            // Between the end of the drain and what is read next.
+            let _ = self.race.borrow_mut().maybe_operate();
+            self.drains = true;
+        }
+        event
     }
     fn committed(&mut self, position: Position) {
         self.watch.committed(position)
@@ -107,7 +132,8 @@ struct World {
 }
 
 impl World {
-    fn new(directory: &Path, seed: u64) -> World {
+    /// Makes a world with a tree by random operations, not more than so many.
+    fn new(directory: &Path, seed: u64, operations_max: usize) -> World {
         let [src, dst, outside, state, sink_state] =
             ["src", "dst", "outside", "state", "sink-state"].map(|name| directory.join(name));
         for path in [&src, &dst, &outside, &state, &sink_state] {
@@ -116,10 +142,13 @@ impl World {
         let mut operations = Operations::new(&src, &outside, seed);
         let mut random = fastrand::Rng::with_seed(seed ^ 0x5eed);
         let mut log = Vec::new();
-        for _ in 0..random.usize(0..40) {
+        for _ in 0..random.usize(0..=operations_max) {
             log.push(operations.step());
         }
-        let race = Rc::new(RefCell::new(Race { operations, random, log, budget: 0 }));
+        // Every third world has a small queue.
+        let overflows = if random.u8(..3) == 0 { random.u8(1..50) } else { 0 };
+        let race = Race { operations, random, log, budget: 0, overflows, changes: VecDeque::new() };
+        let race = Rc::new(RefCell::new(race));
         let root = Root::open(&src).unwrap();
         let options = WatchOptions { rescan_interval: Duration::from_secs(3600) };
         let mut watch = Watch::new(Root::open(&src).unwrap(), options).unwrap();
@@ -127,12 +156,12 @@ impl World {
         watch.on_listed(Box::new(move || {
             // Not while the driver itself operates.
             if let Ok(mut race) = hook.try_borrow_mut() {
-                race.maybe_operate();
+                let _ = race.maybe_operate();
             }
         }));
         let identity = SourceIdentity::load(&state, &root, false).unwrap();
         let journal = Journal::open(&state.join("journal"), 64 << 20).unwrap();
-        let feed = RacyFeed { watch, race: race.clone() };
+        let feed = RacyFeed { watch, race: race.clone(), drains: true };
         let source = Source::new(src, feed, journal, Reader::new(root), identity).unwrap();
         let sink_options = SinkOptions {
             root: dst,
@@ -281,7 +310,7 @@ struct Outcome {
 /// Runs one seed.
 fn run(seed: u64) -> Outcome {
     let directory = common::machine::scratch();
-    let mut world = World::new(directory.path(), seed);
+    let mut world = World::new(directory.path(), seed, 39);
     let mut random = fastrand::Rng::with_seed(seed);
     for _ in 0..random.usize(20..220) {
         world.race.borrow_mut().budget = 4;
@@ -378,4 +407,98 @@ fn trees_converge_whatever_happens_between_a_read_and_its_use() {
     }
     println!("{rescued} of {count} seeds needed a rescan");
     assert!(rescued <= 1 + count / 50, "{rescued} of {count} seeds needed a rescan");
+}
+
+type Change = Box<dyn FnOnce()>;
+
+/// What may happen to a big file, `big` in `d`, while it is on its way.
+fn disturbances(src: &Path) -> Vec<(&'static str, Vec<Change>)> {
+    let at = |name: &str| src.join(name);
+    let (d, other, big) = (at("d"), at("other"), at("d/big"));
+    let replace_directory = {
+        let (d, big) = (d.clone(), big.clone());
+        move || {
+            std::fs::remove_dir_all(&d).unwrap();
+            std::fs::create_dir(&d).unwrap();
+            std::fs::write(&big, "small").unwrap();
+        }
+    };
+    let (empty, fill) = {
+        let (d, big) = (d.clone(), big.clone());
+        let empty = move || {
+            std::fs::remove_dir_all(&d).unwrap();
+            std::fs::create_dir(&d).unwrap();
+        };
+        (empty, move || std::fs::write(&big, "small").unwrap())
+    };
+    let replace_file = {
+        let big = big.clone();
+        move || {
+            std::fs::remove_file(&big).unwrap();
+            std::fs::write(&big, "small").unwrap();
+        }
+    };
+    let (remove, create) = {
+        let (big, again) = (big.clone(), big.clone());
+        (
+            move || std::fs::remove_file(&big).unwrap(),
+            move || std::fs::write(&again, "small").unwrap(),
+        )
+    };
+    let exchange = {
+        let (d, other) = (d.clone(), other.clone());
+        move || common::operations::exchange(&d, &other).unwrap()
+    };
+    let (there, back) = (exchange.clone(), exchange.clone());
+    let touch = move || std::fs::write(&big, vec![7; 700_000]).unwrap();
+    vec![
+        ("its directory is replaced", vec![Box::new(replace_directory)]),
+        ("its directory is emptied and it comes again", vec![Box::new(empty), Box::new(fill)]),
+        ("it is replaced", vec![Box::new(replace_file)]),
+        ("it is removed and comes again", vec![Box::new(remove), Box::new(create)]),
+        ("its directory is exchanged", vec![Box::new(exchange)]),
+        ("its directory is exchanged there and back", vec![Box::new(there), Box::new(back)]),
+        ("it is written to", vec![Box::new(touch)]),
+    ]
+}
+
+/// DESIGN 7: whatever happens to a big file at any step of its way, also with the events of it
+/// lost, what is there in the end arrives.
+#[test]
+fn a_big_file_arrives_whatever_happens_on_its_way() {
+    let count = disturbances(Path::new("")).len();
+    for case in 0..count * 64 {
+        // So many frames were sent before, so many drains come before each change.
+        let (index, step, gap, overflows) = (case / 64, case / 8 % 8, case % 4, case as u8 / 4 % 2);
+        let directory = common::machine::scratch();
+        let mut world = World::new(directory.path(), 1, 0);
+        let (src, dst) = (directory.path().join("src"), directory.path().join("dst"));
+        for name in ["d", "other"] {
+            std::fs::create_dir(src.join(name)).unwrap();
+        }
+        std::fs::write(src.join("d/big"), "first").unwrap();
+        let judge = Judge::new(&src, &dst);
+        assert!(world.settle(&judge, Duration::from_secs(5)).is_empty());
+        world.race.borrow_mut().overflows = overflows;
+        std::fs::write(src.join("d/big"), vec![3; 600_000]).unwrap();
+        for _ in 0..step {
+            world.send();
+            world.deliver();
+            world.answer();
+        }
+        let (what, changes) = disturbances(&src).swap_remove(index);
+        for change in changes {
+            let mut race = world.race.borrow_mut();
+            for _ in 0..gap {
+                race.changes.push_back(Box::new(|| {}));
+            }
+            race.changes.push_back(change);
+        }
+        let differences = world.settle(&judge, Duration::from_secs(5));
+        assert!(
+            differences.is_empty(),
+            "{what} at step {step}, {gap} drains between, overflows {overflows}:\n{}",
+            differences.join("\n")
+        );
+    }
 }

@@ -42,6 +42,8 @@ fn change_a_lot(pair: &Pair) {
         fs::File::open(pair.outside.join(path)).unwrap().set_modified(old).unwrap();
     }
     fs::rename(pair.outside.join("in"), pair.src.join("7/in")).unwrap();
+    fs::remove_file(pair.src.join("9/9")).unwrap();
+    fs::File::open(pair.src.join("9")).unwrap().set_modified(old).unwrap();
     let mode = std::os::unix::fs::PermissionsExt::from_mode(0o600);
     fs::set_permissions(pair.src.join("8/8"), mode).unwrap();
 }

@@ -104,18 +104,18 @@ impl Batch {
                 Ok(None) => sender.defer(job),
                 Err(error) => {
                     self.take_back(&ranges);
+                    let mut ranges = Vec::new();
                     if let Origin::Commit(stage) = job.origin {
-                        self.frame().push(&Item::StageAbort { stage });
+                        ranges.push(self.push(&Item::StageAbort { stage }));
                     }
                     let mut done = BatchJob::done(job);
                     if error.raw_os_error() == Some(rustix::io::Errno::AGAIN.raw_os_error()) {
                         done.confirmed = false; // It came or went this moment: once more.
-                    } else if problems.insert(path.clone(), error.to_string()).is_none() {
-                        // I8: an error is not a deletion; it stays as it is downstream.
-                        tracing::warn!("{path}: {error}; it is left as it is downstream");
+                    } else {
+                        note_problem(problems, path, &error);
                     }
                     self.jobs.push(done);
-                    self.ranges.push(Vec::new());
+                    self.ranges.push(ranges);
                     self.places.push(Vec::new());
                     self.inline.push(false);
                 }
@@ -128,9 +128,11 @@ impl Batch {
         &mut self,
         sender: &mut Sender,
         stages: &mut HashMap<StageId, StageReader>,
+        problems: &mut Problems,
     ) -> bool {
         let Some(stage) = sender.next_chunk() else { return false };
         let Some(file) = stages.get_mut(&stage) else {
+            sender.handle_stage_abandoned(stage);
             sender.handle_stage_gone(stage);
             return true;
         };
@@ -162,7 +164,7 @@ impl Batch {
         };
         if let Err(error) = result {
             let path = sender.stage_path(stage).cloned().unwrap_or_default();
-            tracing::warn!("{path}: {error}; it is left as it is downstream");
+            note_problem(problems, path, &error);
             self.frame().push(&Item::StageAbort { stage });
             stages.remove(&stage);
             sender.handle_stage_gone(stage);
@@ -200,6 +202,9 @@ impl Batch {
         for (job, dropped) in self.jobs.iter_mut().zip(&dropped) {
             if *dropped {
                 job.links.clear();
+                if let Origin::Commit(stage) = job.job.origin {
+                    sender.handle_stage_abandoned(stage);
+                }
             }
         }
         let commits: Vec<Option<StageId>> = self
@@ -214,12 +219,17 @@ impl Batch {
         let jobs = std::mem::take(&mut self.jobs);
         let verdict = sender.finish_batch(jobs, settled, renames);
         let mut out: HashMap<usize, Vec<Range<usize>>> = HashMap::new();
+        let mut aborted = Vec::new();
         for (index, used) in verdict.iter().enumerate() {
-            if *used && !dropped[index] {
+            if *used {
+                // What is not used comes again, and its stage with it.
                 if let Some(stage) = commits[index] {
                     stages.remove(&stage);
+                    aborted.extend(dropped[index].then_some(stage));
                 }
-                continue;
+                if !dropped[index] {
+                    continue;
+                }
             }
             for (frame, range) in &self.ranges[index] {
                 out.entry(*frame).or_default().push(range.clone());
@@ -228,19 +238,35 @@ impl Batch {
         for (frame, ranges) in out {
             self.frames[frame].remove(&ranges);
         }
-        for (commit, dropped) in commits.iter().zip(&dropped) {
-            if let (Some(stage), true) = (commit, dropped) {
-                stages.remove(stage);
-                self.frame().push(&Item::StageAbort { stage: *stage });
-            }
+        for stage in aborted {
+            self.frame().push(&Item::StageAbort { stage });
         }
         self.frames
+    }
+
+    /// Appends an item and returns where it is.
+    fn push(&mut self, item: &Item) -> (usize, Range<usize>) {
+        let frame = self.frame();
+        let start = frame.len();
+        frame.push(item);
+        let end = frame.len();
+        (self.frames.len() - 1, start..end)
     }
 
     fn take_back(&mut self, ranges: &[(usize, Range<usize>)]) {
         for (frame, range) in ranges.iter().rev() {
             self.frames[*frame].truncate(range.start);
         }
+    }
+}
+
+/// I8: an error is not a deletion. What cannot be read stays as it is downstream, and is tried
+/// again by and by.
+fn note_problem(problems: &mut Problems, path: TreePath, error: &io::Error) {
+    let reason = error.to_string();
+    if problems.get(&path) != Some(&reason) {
+        tracing::warn!("{path}: {reason}; it is left as it is downstream");
+        problems.insert(path, reason);
     }
 }
 
@@ -336,7 +362,7 @@ impl<F: Feed> Reading<'_, F> {
         holder: Option<crate::tree::Holder>,
     ) -> BatchJob {
         if let Origin::Commit(stage) = job.origin {
-            self.push(&Item::StageAbort { stage });
+            self.abandon(stage);
         }
         let Some(holder) = holder else { return BatchJob::done(job) };
         self.read_in(&path, holder.identity);
@@ -417,13 +443,11 @@ impl<F: Feed> Reading<'_, F> {
     /// Puts a staged file in place, or begins it anew if it changed while it was read.
     fn commit(&mut self, job: Job, stage: StageId, opened: Opened) -> io::Result<BatchJob> {
         let Some(file) = self.stages.get_mut(&stage) else {
-            self.push(&Item::StageAbort { stage });
+            self.abandon(stage);
             return Ok(BatchJob::done(job));
         };
         if opened.stamp().identity() != file.stamp().identity() {
-            // Another file is there now; its record may have been taken for this one's.
-            self.sender.handle_stage_replaced(stage);
-            self.push(&Item::StageAbort { stage });
+            self.abandon(stage);
             return Ok(BatchJob::done(job));
         }
         if opened.stamp() != file.stamp() {
@@ -438,7 +462,7 @@ impl<F: Feed> Reading<'_, F> {
         }
         let size = file.size();
         let StageRead::End(digest) = file.read_chunk(0, &mut Vec::new())? else {
-            self.push(&Item::StageAbort { stage });
+            self.abandon(stage);
             return Ok(BatchJob::done(job));
         };
         let links = if opened.links > 1 {
@@ -450,6 +474,12 @@ impl<F: Feed> Reading<'_, F> {
         opened.entry.kind = crate::model::Kind::Regular { size };
         self.state(&job, &opened, Content::Staged { stage, digest }, links.clone())?;
         Ok(BatchJob { links, ..BatchJob::done(job) })
+    }
+
+    /// Gives a stage up whose file is gone from its path, or is another one now.
+    fn abandon(&mut self, stage: StageId) {
+        self.sender.handle_stage_abandoned(stage);
+        self.push(&Item::StageAbort { stage });
     }
 
     fn state(
@@ -502,11 +532,8 @@ impl<F: Feed> Reading<'_, F> {
     }
 
     fn push(&mut self, item: &Item) {
-        let frame = self.batch.frame();
-        let start = frame.len();
-        frame.push(item);
-        let range = start..frame.len();
-        self.ranges.push((self.batch.frames.len() - 1, range));
+        let range = self.batch.push(item);
+        self.ranges.push(range);
     }
 
     fn read_in(&mut self, path: &TreePath, identity: crate::tree::Identity) {

@@ -146,6 +146,7 @@ impl Sink {
         if !receiver.handle_item(&mut self.state, item).map_err(LinkError::Refuse)? {
             return Ok(());
         }
+        tracing::trace!("{item:?}");
         match self.replica.apply(item, raw) {
             Ok(applied) => receiver.handle_applied(&mut self.state, item, applied.needs),
             Err(error) if error.is_protocol() => {

@@ -220,7 +220,7 @@ impl<F: Feed> Source<F> {
             &self.renames,
             &mut self.problems,
         );
-        let mut more = batch.read_chunk(sender, stages);
+        let mut more = batch.read_chunk(sender, stages, &mut self.problems);
         if batch.has_jobs() {
             more = true;
             self.drain(now);

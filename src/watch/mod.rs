@@ -184,6 +184,14 @@ impl Watch {
         self.rescan_at = self.started;
     }
 
+    /// Loses every event that inotify has, as when its queue overflows.
+    #[doc(hidden)]
+    pub fn lose_events(&mut self) {
+        self.read_events();
+        self.events.clear();
+        self.overflowed = true;
+    }
+
     /// Reads what inotify has, until there is nothing more.
     fn read_events(&mut self) {
         loop {
@@ -323,6 +331,7 @@ impl Watch {
 
     fn push_record(&mut self, change: Change) {
         if self.journals {
+            tracing::trace!("{}: {change:?}", self.next.0);
             self.records.push_back(Record { sequence: self.next, change });
             self.next = self.next.next();
         }

@@ -315,10 +315,9 @@ impl Watch {
         if Identity::of(&stat) != identity {
             return self.look_again(id);
         }
-        if timestamp(stat.stx_mtime) >= since {
+        // By its ctime: the mtime can be set back after a name was removed.
+        if timestamp(stat.stx_ctime) >= since {
             self.dirty(path.clone(), What::CONTENT);
-        } else if timestamp(stat.stx_ctime) >= since {
-            self.dirty(path.clone(), What::ATTRIBUTES);
         }
         let mut found = Vec::new();
         let mut buffer = std::mem::take(&mut self.list_buffer);

@@ -106,9 +106,9 @@ impl Sender {
         anew
     }
 
-    /// Says that the file at a stage's path is another one now: the stage is given up, and what
-    /// is there is sent.
-    pub fn handle_stage_replaced(&mut self, stage: StageId) {
+    /// Says that a stage is given up, for its file is not at its path any more. What is there is
+    /// read once more: its record may have been taken for this file's.
+    pub fn handle_stage_abandoned(&mut self, stage: StageId) {
         if let Some(transfer) = self.transfer(stage) {
             transfer.again = true;
         }
