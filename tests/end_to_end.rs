@@ -366,6 +366,39 @@ fn paths_longer_than_path_max() {
     pair.converge();
 }
 
+/// A path that no message can hold is not mirrored, which is said, and everything else is.
+#[test]
+fn paths_too_long_for_any_message_are_left_out() {
+    let name = "y".repeat(250);
+    let mut pair = live(|_| ());
+    deepen(&pair.src, &name, 200);
+    pair.wait_equal();
+    // Also one that is already deep and becomes too deep by a rename.
+    fs::create_dir(pair.src.join("z")).unwrap();
+    deepen(&pair.src.join("z"), &name, 100);
+    rename_into_deepest(&pair.src, &name, 200, "z");
+    write(pair.src.join("other"), "other");
+    deepen(&pair.src, &"w".repeat(250), 300);
+    pair.wait_for("the other", || fs::read(pair.dst.join("other")).is_ok());
+    assert!(pair.source().wait_log("are not mirrored", common::patience()));
+    write(pair.src.join("after"), "after");
+    pair.wait_for("what comes after", || fs::read(pair.dst.join("after")).is_ok());
+    let log = pair.source().log();
+    assert!(!log.contains("downstream left"), "{log}");
+}
+
+/// Renames `from`, in the root, into the deepest of `levels` directories of the same name.
+fn rename_into_deepest(root: &Path, name: &str, levels: usize, from: &str) {
+    let top = open_directory(root);
+    let mut deepest = open_directory(root);
+    for _ in 0..levels {
+        let flags = rustix::fs::OFlags::DIRECTORY;
+        let mode = rustix::fs::Mode::empty();
+        deepest = rustix::fs::openat(&deepest, name, flags, mode).unwrap();
+    }
+    rustix::fs::renameat(&top, from, &deepest, from).unwrap();
+}
+
 fn open_directory(path: &Path) -> std::os::fd::OwnedFd {
     rustix::fs::open(path, OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).unwrap()
 }

@@ -285,7 +285,11 @@ struct Reading<'a, F: Feed> {
 impl<F: Feed> Reading<'_, F> {
     /// Reads one job. `None`: not now.
     fn job(&mut self, job: Job) -> io::Result<Option<BatchJob>> {
-        if job.path.is_reserved() {
+        // Renames and deep directories can make paths that no message holds; the watch says so.
+        if job.path.is_reserved() || job.path.as_bytes().len() > PATH_BYTES_MAX {
+            if let Origin::Commit(stage) = job.origin {
+                self.abandon(stage);
+            }
             return Ok(Some(BatchJob::done(job)));
         }
         for attempt in 1.. {

@@ -29,6 +29,7 @@ use std::time::{Duration, Instant};
 
 use inotify::{EventMask, Inotify, WatchMask};
 
+use crate::model::limits::PATH_BYTES_MAX;
 use crate::model::{Change, Position, Record, Sequence, Timestamp, TreePath, What};
 use crate::role::{Confirmation, Feed, FeedEvent};
 use crate::tree::{Identity, Root};
@@ -90,6 +91,10 @@ pub struct Watch {
     /// Read and not handled yet.
     events: VecDeque<Event>,
     overflowed: bool,
+    /// The walk that an overflow made necessary, while it goes on.
+    recovery: Option<overflow::Recovery>,
+    overflow_said: Option<Instant>,
+    too_long_said: bool,
     nodes: Nodes,
     links: Links,
     unsettled: Unsettled,
@@ -141,6 +146,9 @@ impl Watch {
             list_buffer: vec![MaybeUninit::uninit(); 64 << 10],
             events: VecDeque::new(),
             overflowed: false,
+            recovery: None,
+            overflow_said: None,
+            too_long_said: false,
             nodes: Nodes::new(root_identity),
             links: Links::default(),
             unsettled: Unsettled::default(),
@@ -235,7 +243,13 @@ impl Watch {
             let drained = wall_clock();
             self.read_events();
             if self.overflowed {
-                self.recover_overflow();
+                self.begin_recovery();
+            }
+            if let Some(recovery) = self.recovery.take() {
+                self.recover(recovery, deadline);
+                if self.recovery.is_some() && Instant::now() >= deadline {
+                    break;
+                }
                 continue;
             }
             self.handle_events(now);
@@ -265,7 +279,7 @@ impl Watch {
         for place in self.unsettled.due(now) {
             self.dirty_place(&place, What::CONTENT);
         }
-        let idle = self.looks.is_empty() && self.sweeps.is_empty();
+        let idle = self.looks.is_empty() && self.sweeps.is_empty() && self.recovery.is_none();
         if idle && now >= self.rescan_at {
             let since = std::mem::replace(&mut self.rescanned, wall_clock());
             self.sweeps.extend(self.nodes.ids().map(|id| (id, since)));
@@ -300,11 +314,14 @@ impl Watch {
 
     fn path_of(&self, place: &Place) -> Option<TreePath> {
         let path = self.nodes.path(place.directory)?.join(&place.name);
-        (path.as_bytes().len() <= crate::model::limits::PATH_BYTES_MAX).then_some(path)
+        (path.as_bytes().len() <= PATH_BYTES_MAX).then_some(path)
     }
 
     fn dirty(&mut self, path: TreePath, what: What) {
         if !self.journals || path.is_reserved() {
+            return;
+        }
+        if self.is_too_long(&path) {
             return;
         }
         match self.batch_index.get(&path) {
@@ -314,6 +331,20 @@ impl Watch {
                 self.batch.push((path, what));
             }
         }
+    }
+
+    /// Returns whether no message could hold `path`, and says so once.
+    fn is_too_long(&mut self, path: &TreePath) -> bool {
+        let is_too_long = path.as_bytes().len() > PATH_BYTES_MAX;
+        if is_too_long && !std::mem::replace(&mut self.too_long_said, true) {
+            tracing::warn!(
+                "{}: paths of more than {PATH_BYTES_MAX} bytes are not mirrored; the first one \
+                 begins with {}",
+                self.root.path().display(),
+                path.as_bytes()[..100].escape_ascii()
+            );
+        }
+        is_too_long
     }
 
     /// Journals a rename, behind what became dirty before it.
@@ -352,7 +383,6 @@ impl Watch {
         }
         self.links.forget_directories(&gone);
         self.unsettled.forget_directories(&gone);
-        self.sweeps.retain(|(id, _)| !gone.contains(id));
     }
 }
 
@@ -382,6 +412,7 @@ impl Feed for Watch {
             && self.events.is_empty()
             && self.created.is_empty()
             && !self.overflowed
+            && self.recovery.is_none()
     }
 
     fn poll_timeout(&self) -> Option<Instant> {
@@ -389,7 +420,9 @@ impl Feed for Watch {
         if let Some(due) = self.unsettled.next_due() {
             next = next.min(due);
         }
-        if let Some(half) = self.halves.front() {
+        if self.recovery.is_some() {
+            next = self.started; // There is work now.
+        } else if let Some(half) = self.halves.front() {
             next = next.min(half.since + PAIR_WAIT);
         } else if !self.looks.is_empty() || !self.sweeps.is_empty() || !self.events.is_empty() {
             next = self.started; // There is work now.

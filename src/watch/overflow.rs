@@ -1,53 +1,108 @@
 //! After the event queue overflowed: looking for what changed, and only for that.
 
+use std::time::{Duration, Instant};
+
 use inotify::EventMask;
 use rustc_hash::FxHashSet;
 use rustix::fs::FileType;
 
+use super::Watch;
 use super::nodes::{NodeId, Place, ROOT};
 use super::scan::Look;
-use super::{Watch, wall_clock};
-use crate::model::{Change, TreePath, What};
+use crate::model::{Change, Timestamp, TreePath, What};
 use crate::tree::Identity;
 use crate::tree::reader::list_directory;
 use crate::tree::root::{stat_at, stat_fd};
 
-/// A directory as the walk met it, parents before children.
+/// A walk through all directories after an overflow, a few in each turn.
+#[derive(Debug)]
+pub(super) struct Recovery {
+    /// The moment up to which nothing had been lost.
+    since: Timestamp,
+    /// Parents before children.
+    met: Vec<Met>,
+    /// Directories to go on with.
+    pending: Vec<TreePath>,
+    /// Walks that were begun.
+    attempts: u32,
+}
+
+/// A directory as the walk met it.
+#[derive(Debug)]
 struct Met {
     identity: Identity,
     parent: Identity,
     name: Vec<u8>,
 }
 
-/// Times that the walk is repeated because renames came in meanwhile.
+/// Times that the walk is begun because renames came in meanwhile. Beyond, what they moved is
+/// found by the sweeps, and told anew instead of renamed.
 const ATTEMPTS_MAX: u32 = 5;
 
+/// Time between two warnings of overflows, which may come one after another.
+const SAID_INTERVAL: Duration = Duration::from_secs(60);
+
 impl Watch {
-    /// Brings the nodes into agreement with the tree: directories that moved are found by
-    /// identity and journaled as renames, what is new is discovered, what was not met is
-    /// dropped, and every directory is looked through for changes since the queue was last
-    /// known to be whole.
-    pub(super) fn recover_overflow(&mut self) {
-        let since = self.clock;
-        tracing::warn!(
-            "{}: the event queue overflowed; looking for what changed (raise \
-             fs.inotify.max_queued_events if this repeats)",
-            self.root.path().display()
-        );
-        let mut met = Vec::new();
-        for _ in 0..ATTEMPTS_MAX {
-            self.read_events();
-            self.events.clear();
-            self.overflowed = false;
-            let began = wall_clock();
-            met = self.meet_directories();
-            self.read_events();
-            let renamed = EventMask::MOVED_FROM | EventMask::MOVED_TO;
-            if !self.overflowed && !self.events.iter().any(|event| event.mask.intersects(renamed)) {
-                self.clock = self.clock.max(since.min(began));
+    /// Notes that events were lost.
+    pub(super) fn begin_recovery(&mut self) {
+        self.overflowed = false;
+        self.events.clear();
+        self.looks.retain(|look| matches!(look, Look::Root));
+        self.sweeps.clear();
+        let attempts = match &self.recovery {
+            Some(recovery) => recovery.attempts + 1,
+            None => {
+                let now = Instant::now();
+                if self.overflow_said.is_none_or(|said| now >= said + SAID_INTERVAL) {
+                    self.overflow_said = Some(now);
+                    tracing::warn!(
+                        "{}: the event queue overflowed; looking for what changed (if this \
+                         repeats, raise it: sysctl fs.inotify.max_queued_events=1048576, and \
+                         restart the source)",
+                        self.root.path().display()
+                    );
+                }
+                1
+            }
+        };
+        let pending = vec![TreePath::root()];
+        self.recovery = Some(Recovery { since: self.clock, met: Vec::new(), pending, attempts });
+    }
+
+    /// Goes on with the walk, and at its end brings the nodes into agreement with the tree:
+    /// directories that moved are found by identity and journaled as renames, what is new is
+    /// discovered, what was not met is dropped, and every directory is to be looked through for
+    /// changes since the queue was last known to be whole.
+    ///
+    /// What is reported meanwhile is found by those sweeps as well, so it is not kept; only
+    /// renames make the walk untrue.
+    pub(super) fn recover(&mut self, mut recovery: Recovery, deadline: Instant) {
+        while let Some(path) = recovery.pending.pop() {
+            self.meet(&path, &mut recovery);
+            if Instant::now() >= deadline {
                 break;
             }
         }
+        self.read_events();
+        let renamed = EventMask::MOVED_FROM | EventMask::MOVED_TO;
+        let untrue =
+            self.overflowed || self.events.iter().any(|event| event.mask.intersects(renamed));
+        self.events.clear();
+        if untrue && recovery.attempts < ATTEMPTS_MAX {
+            self.recovery = Some(recovery);
+            self.begin_recovery();
+        } else if !recovery.pending.is_empty() {
+            self.overflowed = false;
+            self.recovery = Some(recovery);
+        } else {
+            self.overflowed = false;
+            self.agree_with(&recovery.met);
+            self.sweeps.clear();
+            self.sweeps.extend(self.nodes.ids().map(|id| (id, recovery.since)));
+        }
+    }
+
+    fn agree_with(&mut self, met: &[Met]) {
         // Renames of which only a half was seen: those directories are found by identity.
         for half in std::mem::take(&mut self.halves) {
             let free = self.nodes.child(half.from.directory, &half.from.name).is_none();
@@ -59,19 +114,15 @@ impl Watch {
                 None => {}
             }
         }
-        self.looks.retain(|look| matches!(look, Look::Root));
         let mut reached = FxHashSet::from_iter([ROOT]);
-        for met in &met {
+        for met in met {
             let Some(parent) = self.nodes.by_identity(met.parent) else { continue };
             let place = Place { directory: parent, name: met.name.clone() };
+            if let Some(node) = self.nodes.by_identity(met.identity) {
+                self.relink(node, &place);
+            }
             match self.nodes.by_identity(met.identity) {
-                Some(node) => {
-                    self.relink(node, &place);
-                    match self.nodes.by_identity(met.identity) {
-                        Some(node) => _ = reached.insert(node),
-                        None => self.looks.push(Look::At(place)),
-                    }
-                }
+                Some(node) => _ = reached.insert(node),
                 None => self.looks.push(Look::At(place)),
             }
         }
@@ -84,38 +135,33 @@ impl Watch {
                 self.drop_node(id);
             }
         }
-        self.sweeps.clear();
-        self.sweeps.extend(self.nodes.ids().map(|id| (id, since)));
     }
 
-    /// Walks all directories, parents first.
-    fn meet_directories(&mut self) -> Vec<Met> {
-        let mut met = Vec::new();
-        let mut pending = vec![TreePath::root()];
+    /// Lists the directories in one directory.
+    fn meet(&mut self, path: &TreePath, recovery: &mut Recovery) {
+        // It is gone, or somewhere else: what is below it counts as not met.
+        let Ok(fd) = self.root.open_directory(path) else { return };
+        let Ok(stat) = stat_fd(&fd) else { return };
+        let parent = Identity::of(&stat);
         let mut buffer = std::mem::take(&mut self.list_buffer);
-        while let Some(path) = pending.pop() {
-            let Ok(fd) = self.root.open_directory(&path) else { continue };
-            let Ok(stat) = stat_fd(&fd) else { continue };
-            let parent = Identity::of(&stat);
-            let listed = list_directory(&fd, &mut buffer, |name, file_type| {
-                if !matches!(file_type, FileType::Directory | FileType::Unknown)
-                    || path.join(name).is_reserved()
-                {
-                    return Ok(());
-                }
-                let Ok(stat) = stat_at(&fd, name) else { return Ok(()) };
-                if FileType::from_raw_mode(stat.stx_mode.into()) == FileType::Directory {
-                    met.push(Met { identity: Identity::of(&stat), parent, name: name.to_vec() });
-                    pending.push(path.join(name));
-                }
-                Ok(())
-            });
-            if let Err(error) = listed {
-                tracing::warn!("{path}: {error}; it is left as it is downstream");
+        let listed = list_directory(&fd, &mut buffer, |name, file_type| {
+            if !matches!(file_type, FileType::Directory | FileType::Unknown)
+                || path.join(name).is_reserved()
+            {
+                return Ok(());
             }
-        }
+            let Ok(stat) = stat_at(&fd, name) else { return Ok(()) };
+            if FileType::from_raw_mode(stat.stx_mode.into()) == FileType::Directory {
+                let identity = Identity::of(&stat);
+                recovery.met.push(Met { identity, parent, name: name.to_vec() });
+                recovery.pending.push(path.join(name));
+            }
+            Ok(())
+        });
         self.list_buffer = buffer;
-        met
+        if let Err(error) = listed {
+            tracing::warn!("{path}: {error}; it is left as it is downstream");
+        }
     }
 
     /// Journals the rename that brought a known directory to where it was met.

@@ -63,7 +63,7 @@ impl Watch {
     fn look_at(&mut self, place: Place) {
         // Without a path, the directory is gone from the tree.
         let Some(parent) = self.nodes.path(place.directory) else { return };
-        if is_reserved(&place) {
+        if is_reserved(&place) || self.is_too_long(&parent.join(&place.name)) {
             return;
         }
         let known = self.nodes.get(place.directory).map(|node| node.identity);
@@ -333,13 +333,15 @@ impl Watch {
         if let Err(error) = listed {
             return self.cannot_look(&path, &error);
         }
-        let known: Vec<NodeId> = self.nodes.children(id).map(|(_, node)| node).collect();
-        for node in known {
-            let name = self.nodes.get(node).map(|node| node.name.to_vec()).unwrap_or_default();
-            if !found.iter().any(|(found, stat)| *found == name && is_directory(stat)) {
-                self.looks.push(Look::At(Place { directory: id, name }));
-            }
-        }
+        let directories: FxHashSet<&[u8]> = found
+            .iter()
+            .filter(|(_, stat)| is_directory(stat))
+            .map(|(name, _)| &name[..])
+            .collect();
+        let known = self.nodes.children(id).map(|(name, _)| name);
+        let missing = known.filter(|name| !directories.contains(name));
+        let missing = missing.map(|name| Look::At(Place { directory: id, name: name.to_vec() }));
+        self.looks.extend(missing.collect::<Vec<_>>());
         for (name, stat) in found {
             let place = Place { directory: id, name };
             if is_reserved(&place) {
@@ -354,7 +356,12 @@ impl Watch {
                 if stat.stx_nlink > 1 {
                     self.links.note(&place, Identity::of(&stat), stat.stx_nlink);
                 }
-                self.dirty_place(&place, What::CONTENT);
+                // Written this moment, it may be half written: the event that says it is whole
+                // may be lost, or still to come.
+                let is_warm = timestamp(stat.stx_mtime) >= wall_clock().earlier_by_seconds(1);
+                if !is_warm || !self.unsettled.touch(place.clone(), Instant::now()) {
+                    self.dirty_place(&place, What::CONTENT);
+                }
             }
         }
     }

@@ -297,7 +297,6 @@ impl Sender {
                 |(head, sent): &(Sequence, What)| *head >= record.sequence && sent.covers(what);
             if self.sent.get(&path).is_some_and(covered)
                 || self.walks.iter().any(|(_, walk)| walk.need.is_none() && walk.will_visit(&path))
-                || path.as_bytes().len() > PATH_BYTES_MAX
             {
                 continue;
             }
