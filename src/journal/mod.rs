@@ -309,15 +309,17 @@ impl Journal {
         Ok(PendingSync { file, directory, path, through: self.committed() })
     }
 
-    /// Commits, synchronises and marks the journal as ended cleanly.
-    pub fn close(mut self) -> Result<(), JournalError> {
+    /// Commits, synchronises and marks the journal as ended cleanly, until more is appended.
+    pub fn close(&mut self) -> Result<(), JournalError> {
         self.commit()?;
         let Some((tree, epoch)) = self.current else { return Ok(()) };
         self.sync()?;
         // After an unclean end without a record since, the numbers skipped are still skipped.
         let through = if self.gap { self.reserved } else { self.head };
         let reserved = Reserved { tree, epoch, through, closed: Some(self.head) };
-        Ok(RESERVED.save(&self.directory, &reserved)?)
+        RESERVED.save(&self.directory, &reserved)?;
+        self.reserved = through;
+        Ok(())
     }
 
     /// Reserves numbers through `sequence`, and more, durably.

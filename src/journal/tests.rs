@@ -201,7 +201,7 @@ fn lost_numbers_stay_lost_through_a_clean_end() {
     fs::write(last_segment(temporary.path()), kept).unwrap();
     // Two runs in which nothing happens.
     for recovery in [Recovery::Unclean, Recovery::Clean] {
-        let journal = Journal::open(temporary.path(), 0).unwrap();
+        let mut journal = Journal::open(temporary.path(), 0).unwrap();
         assert_eq!(*journal.recovery(), recovery);
         journal.close().unwrap();
     }

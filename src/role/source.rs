@@ -9,7 +9,7 @@ use super::batch::{Batch, Problems};
 use super::identity::SourceIdentity;
 use super::options::SourceOptions;
 use super::{Feed, FeedEvent, LinkError, LinkId, Role, RoleError};
-use crate::journal::{Cursor, Journal, ReadError};
+use crate::journal::{Cursor, Journal, JournalError, ReadError};
 use crate::model::limits::{HEARTBEAT_MS, RECORDS_READ_MAX};
 use crate::model::{Epoch, Position, RenameIndex, Sequence, Timestamp};
 use crate::session::{Sender, SourceState};
@@ -19,6 +19,9 @@ use crate::wire::{Frame, FrameKind, Message, Refusal, StageId, encode_message};
 
 /// Time between two attempts at what could not be read, and at a journal without room.
 const RETRY: Duration = Duration::from_secs(5);
+
+/// Bytes of records at which they are written before more are taken up.
+const BUFFERED_BYTES_MAX: usize = 1 << 20;
 
 /// Most batches in one turn that gave nothing to send.
 const FILLS_MAX: u32 = 8;
@@ -37,6 +40,8 @@ pub struct Source<F> {
     retry_at: Option<Instant>,
     /// Whether records came in that the loop has not offered to every downstream yet.
     has_news: bool,
+    /// Where a new epoch is to begin, until the journal could begin it.
+    reset: Option<Position>,
     started: Instant,
     /// Why nothing is sent at present.
     held: Option<String>,
@@ -107,6 +112,7 @@ impl<F: Feed> Source<F> {
             problems: Problems::new(),
             retry_at: None,
             has_news: false,
+            reset: None,
             started: Instant::now(),
             held: None,
             held_until: Instant::now(),
@@ -121,21 +127,12 @@ impl<F: Feed> Source<F> {
     /// Brings the journal up to what the feed knows now. Returns whether states may be read and
     /// sent.
     fn drain(&mut self, now: Instant) -> bool {
-        while let Some(event) = self.feed.poll_event() {
-            match event {
-                FeedEvent::Record(record) => {
-                    self.has_news |= self.downstreams.len() > 1;
-                    self.renames.push(record.sequence, &record.change);
-                    self.journal.append(&record);
-                }
-                FeedEvent::Reset(position) => self.reset(position),
-            }
-        }
+        let journaled = self.journal_events();
         if self.held.is_some() && now < self.held_until {
             return false;
         }
         // Written before any message that names it leaves.
-        let held = match self.journal.commit() {
+        let held = match journaled.and_then(|()| self.journal.commit()) {
             Ok(()) => self.feed.hold(),
             Err(error) => Some(format!("the journal cannot be written: {error}")),
         };
@@ -151,7 +148,7 @@ impl<F: Feed> Source<F> {
             let position = Position {
                 tree: self.identity.tree,
                 epoch: self.epoch.id,
-                sequence: self.journal.head(),
+                sequence: self.journal.committed(),
             };
             self.feed.committed(position);
         }
@@ -159,12 +156,29 @@ impl<F: Feed> Source<F> {
         self.held.is_none() && self.feed.is_settled()
     }
 
-    fn reset(&mut self, position: Position) {
-        self.epoch = Epoch { id: position.epoch, parent: None };
-        if let Err(error) = self.journal.begin_epoch(position.tree, self.epoch) {
-            tracing::error!("a new epoch cannot begin: {error}");
+    /// Journals what the feed has, as far as the journal takes it: what waits in memory is
+    /// bounded, and the feed keeps or finds again what it was not asked for (I7).
+    fn journal_events(&mut self) -> Result<(), JournalError> {
+        loop {
+            if let Some(position) = self.reset {
+                let epoch = Epoch { id: position.epoch, parent: None };
+                self.journal.begin_epoch(position.tree, epoch)?;
+                self.renames = RenameIndex::new(self.journal.floor());
+                (self.epoch, self.reset) = (epoch, None);
+            }
+            if self.journal.buffered_bytes() >= BUFFERED_BYTES_MAX {
+                self.journal.commit()?;
+            }
+            match self.feed.poll_event() {
+                Some(FeedEvent::Record(record)) => {
+                    self.has_news |= self.downstreams.len() > 1;
+                    self.renames.push(record.sequence, &record.change);
+                    self.journal.append(&record);
+                }
+                Some(FeedEvent::Reset(position)) => self.reset = Some(position),
+                None => return Ok(()),
+            }
         }
-        self.renames = RenameIndex::new(self.journal.floor());
     }
 
     fn state(&self) -> SourceState {
@@ -173,7 +187,7 @@ impl<F: Feed> Source<F> {
             chain: vec![self.identity.node],
             epoch: self.epoch,
             floor: self.journal.floor(),
-            head: self.journal.head(),
+            head: self.journal.committed(),
             clock: self.feed.clock(),
         }
     }
@@ -344,7 +358,9 @@ impl<F: Feed> Role for Source<F> {
     }
 
     fn poll_timeout(&self) -> Option<Instant> {
-        let mut next = self.feed.poll_timeout();
+        // A journal without room takes nothing up: its next attempt is what is waited for.
+        let is_full = self.journal.buffered_bytes() >= BUFFERED_BYTES_MAX;
+        let mut next = if is_full { None } else { self.feed.poll_timeout() };
         let mut at = |moment: Instant| next = Some(next.map_or(moment, |next| next.min(moment)));
         if self.has_news {
             at(self.started);
@@ -374,7 +390,7 @@ impl<F: Feed> Role for Source<F> {
         }
         self.has_news = false;
         self.drain(now);
-        let (head, clock) = (self.journal.head(), wall_clock());
+        let (head, clock) = (self.journal.committed(), wall_clock());
         for downstream in self.downstreams.values_mut() {
             downstream.keep_alive(head, clock, now);
         }
@@ -385,8 +401,7 @@ impl<F: Feed> Role for Source<F> {
         let failed = |error: &dyn std::fmt::Display| {
             RoleError(format!("the journal could not be written at the end: {error}"))
         };
-        self.journal.commit().map_err(|error| failed(&error))?;
-        self.journal.sync().map_err(|error| failed(&error))
+        self.journal.close().map_err(|error| failed(&error))
     }
 }
 
