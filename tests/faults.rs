@@ -227,13 +227,7 @@ fn read_only_disk_is_waited_for() {
     pair.start();
     pair.converge();
     // The kernel refuses while anything there is open for writing.
-    let live = wait_until(Duration::from_secs(5), || mount.remount("ro").is_ok());
-    if !live {
-        println!("the sink holds a file open for writing: it is restarted on a read-only disk");
-        pair.sink().kill9();
-        mount.remount("ro").unwrap();
-        pair.start_sink();
-    }
+    pair.wait_for("no file is open for writing", || mount.remount("ro").is_ok());
     fs::write(pair.src.join("new"), "new").unwrap();
     fs::remove_file(pair.src.join("1/1")).unwrap();
     fs::rename(pair.src.join("2"), pair.src.join("3/two")).unwrap();
@@ -244,6 +238,64 @@ fn read_only_disk_is_waited_for() {
     pair.converge();
     pair.finish();
     // Its processes use the mount.
+    drop(pair);
+}
+
+/// A disk that is read-only at the start is waited for as well.
+#[test]
+fn read_only_disk_at_the_start_is_waited_for() {
+    let Some((pair, mount)) = pair_on_small_disk(32 << 20) else { return };
+    let mut pair = pair;
+    fill(&pair.src, 5, 5);
+    pair.start();
+    pair.converge();
+    for is_replica in [true, false] {
+        pair.sink().kill9();
+        if !is_replica {
+            fs::remove_dir_all(&pair.dst).unwrap();
+            fs::create_dir(&pair.dst).unwrap();
+        }
+        mount.remount("ro").unwrap();
+        pair.start_sink();
+        assert!(pair.sink().wait_log("again until", common::patience()), "{}", pair.sink().log());
+        assert!(pair.sink().is_running(), "ended: {}", pair.sink().log());
+        fs::write(pair.src.join("new"), if is_replica { "new" } else { "newer" }).unwrap();
+        mount.remount("rw").unwrap();
+        pair.converge();
+    }
+    drop(pair);
+}
+
+/// The journal's disk is full: nothing is sent, nothing is lost, and memory stays bounded.
+#[test]
+fn full_journal_disk_is_waited_for() {
+    let Some((pair, mount)) = pair_on_small_disk(32 << 20) else { return };
+    let mut pair = pair;
+    let state = mount.path.join("state");
+    fs::create_dir(&state).unwrap();
+    pair.source_state = state;
+    pair.dst = pair.scratch.path().join("dst");
+    fill(&pair.src, 5, 5);
+    pair.start();
+    pair.converge();
+    let ballast = fs::File::create(mount.path.join("ballast")).unwrap();
+    let chunk = vec![1; 16 << 10];
+    while std::io::Write::write_all(&mut &ballast, &chunk).is_ok() {}
+    let before = pair.source().usage().resident_bytes;
+    for round in 0..30_000 {
+        let (from, to) = (format!("1/{}", round % 2), format!("1/{}", 2 + round % 2));
+        fs::rename(pair.src.join(&from), pair.src.join(&to)).unwrap();
+        fs::rename(pair.src.join(&to), pair.src.join(&from)).unwrap();
+    }
+    assert!(pair.source().wait_log("journal cannot be written", common::patience()));
+    fs::write(pair.src.join("1/3"), "after").unwrap();
+    let grown = pair.source().usage().resident_bytes.saturating_sub(before);
+    assert!(grown < 32 << 20, "grew by {grown} bytes");
+    assert!(pair.source().is_running());
+    fs::remove_file(mount.path.join("ballast")).unwrap();
+    drop(ballast);
+    pair.converge();
+    pair.finish();
     drop(pair);
 }
 

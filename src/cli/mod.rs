@@ -8,11 +8,12 @@ mod logging;
 pub mod state_dir;
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Parser;
 
 use crate::event_loop::{EventLoop, Upstream};
-use crate::role::{Sink, Source};
+use crate::role::{OpenError, Sink, SinkOptions, Source};
 use args::Args;
 use config::{Config, Environment, Job};
 use state_dir::StateDir;
@@ -63,8 +64,9 @@ fn run(config: Config) -> anyhow::Result<()> {
             event_loop.add_role("source", Box::new(source), &listen, None)?;
         }
         Job::Sink { options, upstream } => {
-            let sink = Sink::open(options)?;
-            event_loop.add_role("sink", Box::new(sink), &[], Some(Upstream::Url(upstream)))?;
+            if let Some(sink) = open_sink(&options, &mut event_loop)? {
+                event_loop.add_role("sink", Box::new(sink), &[], Some(Upstream::Url(upstream)))?;
+            }
         }
         Job::CopyFollow { source, sink } => {
             state_dir::create(&source.state_dir)?;
@@ -78,4 +80,27 @@ fn run(config: Config) -> anyhow::Result<()> {
         }
     }
     Ok(event_loop.run()?)
+}
+
+/// Time between two attempts to open a replica on a disk that is full or read-only.
+const OPEN_RETRY: Duration = Duration::from_secs(1);
+
+/// Opens a sink as soon as its disk lets it; `None` if a signal comes before.
+fn open_sink(options: &SinkOptions, event_loop: &mut EventLoop) -> anyhow::Result<Option<Sink>> {
+    let mut said = String::new();
+    loop {
+        match Sink::open(options.clone()) {
+            Ok(sink) => return Ok(Some(sink)),
+            Err(OpenError::NotYet(reason)) => {
+                if reason != said {
+                    tracing::error!("{reason}; it is tried again until it succeeds");
+                    said = reason;
+                }
+            }
+            Err(OpenError::Role(error)) => return Err(error.into()),
+        }
+        if !event_loop.pause(OPEN_RETRY)? {
+            return Ok(None);
+        }
+    }
 }

@@ -188,6 +188,17 @@ impl EventLoop {
         self.failure.take().map_or(Ok(()), |error| Err(error.into()))
     }
 
+    /// Lets time pass before there are roles. Returns `false` if a signal ends it.
+    pub fn pause(&mut self, time: Duration) -> Result<bool, LoopError> {
+        let until = Instant::now() + time;
+        let mut left = time;
+        while !left.is_zero() && !self.stop.load(Ordering::Acquire) {
+            self.turn(Some(left))?;
+            left = until.saturating_duration_since(Instant::now());
+        }
+        Ok(!self.stop.load(Ordering::Acquire))
+    }
+
     /// Waits for events, at most for `wait_max`, and acts on them. Returns whether to go on.
     fn turn(&mut self, wait_max: Option<Duration>) -> Result<bool, LoopError> {
         self.wait(wait_max)?;

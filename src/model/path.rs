@@ -1,5 +1,6 @@
 //! Paths inside a tree: bytes, relative, and never a way out.
 
+use std::borrow::Borrow;
 use std::fmt;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -12,6 +13,13 @@ use super::limits::{NAME_BYTES_MAX, PATH_BYTES_MAX};
 /// name is empty, `.`, `..`, longer than 255 bytes, or has a NUL or a `/` in it.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 pub struct TreePath(Vec<u8>);
+
+/// Sorts and hashes as its bytes do, so that maps are searched without making a path.
+impl Borrow<[u8]> for TreePath {
+    fn borrow(&self) -> &[u8] {
+        &self.0
+    }
+}
 
 impl TreePath {
     /// Returns the root's path.

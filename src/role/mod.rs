@@ -13,7 +13,7 @@ mod source;
 
 pub use feed::{Confirmation, Feed, FeedEvent};
 pub use options::{SinkOptions, SourceOptions};
-pub use sink::Sink;
+pub use sink::{OpenError, Sink};
 pub use source::Source;
 
 use std::os::fd::BorrowedFd;

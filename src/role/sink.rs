@@ -28,6 +28,17 @@ const RETRY_PERMANENT: Duration = Duration::from_secs(60);
 /// Most entries of the trash that are removed in one turn.
 const TRASH_ENTRIES_MAX: usize = 256;
 
+/// Why a sink cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// Its disk is full or read-only; this can be cured, and it may be opened then.
+    #[error("{0}")]
+    NotYet(String),
+    /// It cannot.
+    #[error(transparent)]
+    Role(#[from] RoleError),
+}
+
 /// Keeps one directory equal to the upstream's tree.
 pub struct Sink {
     path: PathBuf,
@@ -56,7 +67,7 @@ impl Sink {
     /// # Errors
     ///
     /// If it holds something and never was a replica, unless `options.adopt`.
-    pub fn open(options: SinkOptions) -> Result<Self, RoleError> {
+    pub fn open(options: SinkOptions) -> Result<Self, OpenError> {
         let path = options.root;
         let fail =
             |error: &dyn std::fmt::Display| RoleError(format!("{}: {error}", path.display()));
@@ -66,7 +77,10 @@ impl Sink {
         if !was_replica && !options.adopt {
             refuse_foreign(&path)?;
         }
-        let mut replica = Replica::open(&path).map_err(|error| fail(&error))?;
+        let mut replica = Replica::open(&path).map_err(|error| match error.is_transient() {
+            true => OpenError::NotYet(error.to_string()),
+            false => OpenError::Role(fail(&error)),
+        })?;
         let checkpoint = Checkpoint::load(replica.control()).map_err(|error| fail(&error))?;
         let mut state = ReceiverState::new(node);
         if let Some(checkpoint) = checkpoint {
@@ -129,11 +143,10 @@ impl Sink {
         })
     }
 
-    /// Notes durably that the tree is about to be in an unknown state.
-    fn begin_reconcile(&mut self) -> Result<(), RoleError> {
-        let failed = |error: &dyn std::fmt::Display| {
-            RoleError(format!("{}: the checkpoint cannot be written: {error}", self.path.display()))
-        };
+    /// Notes durably that the tree is about to be in an unknown state, or says why it cannot.
+    fn begin_reconcile(&mut self) -> Result<(), String> {
+        let failed =
+            |error: &dyn std::fmt::Display| format!("its checkpoint cannot be written: {error}");
         self.checkpointer.cancel();
         if let Some(checkpoint) = self.checkpoint() {
             checkpoint.save(self.replica.control()).map_err(|error| failed(&error))?;
@@ -280,20 +293,21 @@ impl Role for Sink {
         }
         let plan = receiver.handle_message(&mut self.state, message, now);
         let plan = plan.map_err(|refusal| self.fatal(refusal))?;
-        if let Some(plan) = plan {
-            self.backoff = Duration::from_millis(BACKOFF_MS_MIN);
-            if self.unreachable.take().is_some() {
-                tracing::info!("{}: connected to the upstream", self.path.display());
-            }
-            self.adopts = false;
-            match plan {
-                Plan::Resume => tracing::info!("{}: resuming by position", self.path.display()),
-                Plan::Compare { .. } | Plan::Full { .. } => {
-                    tracing::info!("{}: receiving the whole tree", self.path.display());
-                    self.begin_reconcile()?;
-                }
-            }
+        let Some(plan) = plan else { return Ok(()) };
+        if plan != Plan::Resume {
+            self.begin_reconcile().map_err(|reason| {
+                // Once the disk has room again, another hello begins the same.
+                LinkError::Refuse(Refusal::StartOver(reason))
+            })?;
         }
+        self.backoff = Duration::from_millis(BACKOFF_MS_MIN);
+        if self.unreachable.take().is_some() {
+            tracing::info!("{}: connected to the upstream", self.path.display());
+        }
+        self.adopts = false;
+        let how =
+            if plan == Plan::Resume { "resuming by position" } else { "receiving the whole tree" };
+        tracing::info!("{}: {how}", self.path.display());
         Ok(())
     }
 

@@ -211,6 +211,10 @@ impl<F: Feed> Source<F> {
             return Ok(false);
         }
         let Downstream { sender, cursor, stages, frames, .. } = downstream;
+        if sender.has_fallen_off(&self.renames) {
+            let reason = "more renames came than are kept for it".to_string();
+            return Err(LinkError::Refuse(Refusal::StartOver(reason)));
+        }
         let mut batch = Batch::default();
         while let Some(rename) = sender.poll_rename(&self.renames) {
             batch.frame().push(&rename);

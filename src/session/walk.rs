@@ -1,6 +1,7 @@
 //! Visiting a subtree entry by entry: for a whole tree's first sync, a comparison, a `Need`.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap};
+use std::ops::Bound;
 
 use crate::model::{Change, Timestamp, TreePath};
 use crate::tree::Identity;
@@ -27,8 +28,9 @@ pub(super) struct Walk {
     pub need: Option<u64>,
     /// What is still to be visited, the next one last.
     pending: Vec<TreePath>,
-    /// The same paths, to answer [`Walk::will_visit`].
-    members: HashSet<TreePath>,
+    /// The same paths, to answer [`Walk::will_visit`], in order, so that what a rename moves is
+    /// found without a look at each.
+    members: BTreeSet<TreePath>,
     /// The first visited name of each file that has several.
     first_names: HashMap<Identity, TreePath>,
     /// Paths handed out whose outcome is not known yet.
@@ -41,7 +43,7 @@ impl Walk {
             mode,
             need,
             pending: Vec::new(),
-            members: HashSet::new(),
+            members: BTreeSet::new(),
             first_names: HashMap::new(),
             in_hand: 0,
         };
@@ -71,9 +73,15 @@ impl Walk {
     /// Returns whether `path` or a directory above it is still to be visited.
     pub fn will_visit(&self, path: &TreePath) -> bool {
         !self.members.is_empty()
-            && path.self_and_ancestors().any(|ancestor| {
-                TreePath::new(ancestor).is_ok_and(|ancestor| self.members.contains(&ancestor))
-            })
+            && path.self_and_ancestors().any(|ancestor| self.members.contains(ancestor))
+    }
+
+    /// Returns whether `path` or something below it is still to be visited.
+    fn has_below(&self, path: &TreePath) -> bool {
+        // Other names may sort between a directory and what is in it.
+        let below = [path.as_bytes(), if path.is_root() { b"" } else { b"/" }].concat();
+        let first = self.members.range::<[u8], _>((Bound::Included(&below[..]), Bound::Unbounded));
+        self.members.contains(path) || first.take(1).any(|path| path.as_bytes().starts_with(&below))
     }
 
     /// Returns the name under which the file was visited before, and remembers `path` if none.
@@ -91,7 +99,8 @@ impl Walk {
     /// Follows a rename in everything that is to be visited.
     pub fn translate(&mut self, change: &Change) {
         let moved = |path: &TreePath| change.translate(path);
-        if self.members.iter().any(|path| moved(path).is_some()) {
+        let Some((from, to)) = change.ends() else { return };
+        if self.has_below(from) || self.has_below(to) {
             for path in &mut self.pending {
                 if let Some(to) = moved(path) {
                     *path = to;

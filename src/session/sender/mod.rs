@@ -244,6 +244,12 @@ impl Sender {
         })
     }
 
+    /// Returns whether renames that this downstream needs are not kept any more: it must start
+    /// over.
+    pub fn has_fallen_off(&self, renames: &RenameIndex) -> bool {
+        self.hello_done && self.cursor() < renames.floor()
+    }
+
     /// Returns after which sequence the shell should read the journal on, `None` if the sender
     /// has enough records.
     pub fn wants_records(&self, head: Sequence) -> Option<Sequence> {

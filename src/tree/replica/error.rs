@@ -28,6 +28,33 @@ pub enum ReplicaError {
     },
 }
 
+impl ReplicaError {
+    /// Returns whether the replica can be opened when its host is better.
+    pub fn is_transient(&self) -> bool {
+        matches!(self, ReplicaError::Io { source, .. } if is_transient(source))
+    }
+}
+
+/// Returns whether an error is the host's: no room, no memory, a disk that fails.
+fn is_transient(error: &io::Error) -> bool {
+    matches!(
+        Errno::from_io_error(error),
+        Some(
+            Errno::NOSPC
+                | Errno::DQUOT
+                | Errno::ROFS
+                | Errno::IO
+                | Errno::NOMEM
+                | Errno::MFILE
+                | Errno::NFILE
+                | Errno::INTR
+                | Errno::AGAIN
+                | Errno::SHUTDOWN
+                | Errno::UCLEAN
+        )
+    )
+}
+
 /// Why an item was not applied; the tree is as before it, or as after a part of it, and the
 /// item may be applied again.
 #[derive(Debug, thiserror::Error)]
@@ -63,22 +90,7 @@ impl ApplyError {
     /// Returns whether the same item may succeed later, when the host is better: it is a
     /// problem of the whole replica and not of this entry.
     pub fn is_transient(&self) -> bool {
-        matches!(
-            Errno::from_io_error(&self.source),
-            Some(
-                Errno::NOSPC
-                    | Errno::DQUOT
-                    | Errno::ROFS
-                    | Errno::IO
-                    | Errno::NOMEM
-                    | Errno::MFILE
-                    | Errno::NFILE
-                    | Errno::INTR
-                    | Errno::AGAIN
-                    | Errno::SHUTDOWN
-                    | Errno::UCLEAN
-            )
-        )
+        is_transient(&self.source)
     }
 
     /// Returns whether permissions are the reason.
