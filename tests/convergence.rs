@@ -20,7 +20,7 @@ use mirror::journal::Journal;
 use mirror::model::{Position, Sequence, Timestamp, TreePath};
 use mirror::role::identity::SourceIdentity;
 use mirror::role::options::SinkOptions;
-use mirror::role::{Confirmation, Feed, FeedEvent, LinkId, Role, Sink, Source};
+use mirror::role::{Confirmation, Feed, FeedEvent, LinkId, Progress, Role, Sink, Source};
 use mirror::tree::{Identity, Reader, Root};
 use mirror::watch::{Watch, WatchOptions};
 use mirror::wire::{FrameDecoder, FrameKind};
@@ -108,8 +108,8 @@ impl Feed for RacyFeed {
     fn confirm(&mut self, path: &[u8], identity: Identity) -> Confirmation {
         self.watch.confirm(path, identity)
     }
-    fn is_being_written(&self, path: &TreePath) -> bool {
-        self.watch.is_being_written(path)
+    fn progress(&self, path: &TreePath) -> Progress {
+        self.watch.progress(path)
     }
     fn mark(&mut self, path: &TreePath) {
         self.watch.mark(path)

@@ -105,6 +105,7 @@ fn items() -> Vec<Item> {
         Item::StageAbort { stage },
         Item::Through { sequence: Sequence(10), clock: mtime },
         Item::Answered { id: 11 },
+        Item::Unfinished { path: path("a/b") },
     ]
 }
 

@@ -232,7 +232,10 @@ impl Replica {
             }
             Item::StageData { stage, .. } => _ = self.stages.insert(*stage, number(raw)),
             Item::StageAbort { stage } => _ = self.stages.remove(stage),
-            Item::StageOpen { .. } | Item::Through { .. } | Item::Answered { .. } => {}
+            Item::StageOpen { .. }
+            | Item::Through { .. }
+            | Item::Answered { .. }
+            | Item::Unfinished { .. } => {}
         }
         needs
     }

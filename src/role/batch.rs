@@ -5,7 +5,7 @@ use std::io;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
-use super::{Confirmation, Feed};
+use super::{Confirmation, Feed, Progress};
 use crate::model::limits::*;
 use crate::model::{Name, RenameIndex, TreePath, What};
 use crate::session::sender::{BatchJob, Travel};
@@ -38,8 +38,8 @@ pub(super) struct Batch {
     ranges: Vec<Vec<(usize, Range<usize>)>>,
     /// What was confirmed as the place of each job: the directories that were read in.
     places: Vec<Vec<(Vec<u8>, crate::tree::Identity)>>,
-    /// Which jobs brought a file's content.
-    inline: Vec<bool>,
+    /// For each job that brought a file's content, how far that was written.
+    progress: Vec<Option<Progress>>,
 }
 
 /// Entries that could not be read, with the reason.
@@ -86,11 +86,11 @@ impl Batch {
                 feed,
                 ranges: Vec::new(),
                 places: Vec::new(),
-                inline: false,
+                progress: None,
             };
             let path = job.path.clone();
             let outcome = reading.job(job.clone());
-            let (ranges, places, inline) = (reading.ranges, reading.places, reading.inline);
+            let (ranges, places, progress) = (reading.ranges, reading.places, reading.progress);
             match outcome {
                 Ok(Some(done)) => {
                     if !problems.is_empty() {
@@ -99,7 +99,7 @@ impl Batch {
                     self.jobs.push(done);
                     self.ranges.push(ranges);
                     self.places.push(places);
-                    self.inline.push(inline);
+                    self.progress.push(progress);
                 }
                 Ok(None) => sender.defer(job),
                 Err(error) => {
@@ -117,7 +117,7 @@ impl Batch {
                     self.jobs.push(done);
                     self.ranges.push(ranges);
                     self.places.push(Vec::new());
-                    self.inline.push(false);
+                    self.progress.push(None);
                 }
             }
         }
@@ -192,11 +192,13 @@ impl Batch {
             }
         }
         for (index, done) in self.jobs.iter().enumerate() {
-            // A part must not be seen, nor carried over another file by the rename that
-            // follows. It comes again when it is whole.
-            if self.inline[index] && feed.is_being_written(&done.job.path) {
-                dropped[index] = true;
-            }
+            // What was taken for finished may be a part of what is written since. It comes again
+            // when it rests.
+            dropped[index] |= match (self.progress[index], feed.progress(&done.job.path)) {
+                (None, _) | (_, Progress::Finished) => false,
+                (Some(before), Progress::Unfinished) => before == Progress::Finished,
+                (Some(_), Progress::Writing) => !matches!(done.job.origin, Origin::Commit(_)),
+            };
         }
         let settled = feed.is_settled() && !held;
         for (job, dropped) in self.jobs.iter_mut().zip(&dropped) {
@@ -279,7 +281,7 @@ struct Reading<'a, F: Feed> {
     feed: &'a mut F,
     ranges: Vec<(usize, Range<usize>)>,
     places: Vec<(Vec<u8>, crate::tree::Identity)>,
-    inline: bool,
+    progress: Option<Progress>,
 }
 
 impl<F: Feed> Reading<'_, F> {
@@ -324,8 +326,9 @@ impl<F: Feed> Reading<'_, F> {
                 Travel::As(content, links) => (content, links),
                 Travel::Inline(links) => {
                     let last = attempt == READ_ATTEMPTS_MAX;
-                    self.inline = true;
+                    self.progress = Some(self.feed.progress(&job.path));
                     if self.inline(&job, &opened, &links, last)? {
+                        self.say_unfinished(&job.path);
                         let mut done = BatchJob::done(job);
                         done.links = links;
                         return Ok(Some(done));
@@ -476,8 +479,17 @@ impl<F: Feed> Reading<'_, F> {
         };
         let mut opened = opened;
         opened.entry.kind = crate::model::Kind::Regular { size };
+        self.progress = Some(self.feed.progress(&job.path));
         self.state(&job, &opened, Content::Staged { stage, digest }, links.clone())?;
+        self.say_unfinished(&job.path);
         Ok(BatchJob { links, ..BatchJob::done(job) })
+    }
+
+    /// Tells of a file that was read while it was open for writing.
+    fn say_unfinished(&mut self, path: &TreePath) {
+        if self.progress != Some(Progress::Finished) {
+            self.push(&Item::Unfinished { path: path.clone() });
+        }
     }
 
     /// Gives a stage up whose file is gone from its path, or is another one now.

@@ -39,9 +39,8 @@ pub trait Feed {
     /// not the tree's.
     fn confirm(&mut self, path: &[u8], identity: Identity) -> Confirmation;
 
-    /// Returns whether the file at `path` is being written, and a record of it comes when that
-    /// is over.
-    fn is_being_written(&self, path: &TreePath) -> bool;
+    /// Returns how far the writing of the file at `path` is.
+    fn progress(&self, path: &TreePath) -> Progress;
 
     /// Makes a record that the entry at `path` must be read again: it could not be read.
     fn mark(&mut self, path: &TreePath);
@@ -68,4 +67,15 @@ pub enum Confirmation {
     Unknown,
     /// It is held back, and what is below it is looked at when it is released.
     Held,
+}
+
+/// What a feed knows of a file's being written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Progress {
+    /// It was closed, or never opened, as far as is known.
+    Finished,
+    /// It is open, or may be. What is read of it may be a part, which another record follows.
+    Unfinished,
+    /// It is written to at this moment. A record of it comes when it rests.
+    Writing,
 }

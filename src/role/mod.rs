@@ -11,7 +11,7 @@ pub mod options;
 mod sink;
 mod source;
 
-pub use feed::{Confirmation, Feed, FeedEvent};
+pub use feed::{Confirmation, Feed, FeedEvent, Progress};
 pub use options::{SinkOptions, SourceOptions};
 pub use sink::{OpenError, Sink};
 pub use source::Source;

@@ -312,7 +312,9 @@ impl Role for Sink {
     }
 
     fn handle_drained(&mut self, _link: LinkId, now: Instant) -> Result<(), LinkError> {
-        if self.flush_at.is_some() { self.flush(now) } else { Ok(()) }
+        // A directory is shown when it has all its files, if that does not take long.
+        let waits = self.flush_at.is_none_or(|at| now < at && self.replica.is_building());
+        if waits { Ok(()) } else { self.flush(now) }
     }
 
     fn poll_transmit(&mut self, link: LinkId, now: Instant) -> Result<Option<Vec<u8>>, LinkError> {

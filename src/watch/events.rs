@@ -149,6 +149,7 @@ impl Watch {
                 }
             }
             self.links.exchange(&from, &to);
+            self.unsettled.exchange(&from, &to);
             self.journal_move(Change::Exchange { a: from_path, b: to_path });
             for place in [from, to] {
                 self.dirty_place(&place, What::CONTENT);
@@ -251,6 +252,11 @@ impl Watch {
                 if !self.unsettled.touch(place.clone(), Instant::now()) {
                     self.dirty_place(&place, What::CONTENT);
                 }
+            } else if is_regular {
+                // Linked from a file without a name, and complete; or in its first write, of
+                // which no event has come.
+                self.unsettled.suspect(place.clone());
+                self.dirty_place(&place, What::CONTENT);
             } else {
                 self.dirty_place(&place, What::CONTENT);
             }

@@ -31,7 +31,7 @@ use inotify::{EventMask, Inotify, WatchMask};
 
 use crate::model::limits::PATH_BYTES_MAX;
 use crate::model::{Change, Position, Record, Sequence, Timestamp, TreePath, What};
-use crate::role::{Confirmation, Feed, FeedEvent};
+use crate::role::{Confirmation, Feed, FeedEvent, Progress};
 use crate::tree::{Identity, Root};
 use links::Links;
 use nodes::{NodeId, Nodes, Place, ROOT};
@@ -473,10 +473,14 @@ impl Feed for Watch {
         Confirmation::Unknown
     }
 
-    fn is_being_written(&self, path: &TreePath) -> bool {
-        let Some((parent, name)) = path.split_bytes() else { return false };
-        let place = |directory| Place { directory, name: name.to_vec() };
-        self.nodes.at(parent).is_some_and(|parent| self.unsettled.is_being_written(&place(parent)))
+    fn progress(&self, path: &TreePath) -> Progress {
+        let Some((parent, name)) = path.split_bytes() else { return Progress::Finished };
+        let Some(directory) = self.nodes.at(parent) else { return Progress::Finished };
+        let place = Place { directory, name: name.to_vec() };
+        // It may be written through another of its names.
+        let others = self.links.group_of(&place).iter();
+        let progress = others.map(|other| self.unsettled.progress(other)).max();
+        progress.unwrap_or(Progress::Finished).max(self.unsettled.progress(&place))
     }
 
     fn mark(&mut self, path: &TreePath) {

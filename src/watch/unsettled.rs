@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use super::nodes::{NodeId, Place};
+use crate::role::Progress;
 
 /// A file at rest this long is sent although it is open.
 const REST: Duration = Duration::from_millis(50);
@@ -15,39 +16,59 @@ const AGE_MAX: Duration = Duration::from_secs(1);
 const FILES_MAX: usize = 65_536;
 
 /// The files that were written to and not closed.
+///
+/// They stay here after they were sent, until they are closed: what was sent may be a part, and
+/// must not replace another file by a rename (I2).
 #[derive(Debug, Default)]
 pub(super) struct Unsettled {
     files: HashMap<Place, Times>,
-    /// No file is due before this.
+    /// No file is due before this; `None` if none is waited for.
     earliest: Option<Instant>,
 }
 
 #[derive(Debug, Clone, Copy)]
 struct Times {
-    first: Instant,
-    last: Instant,
-    /// Whether it was open for so long that it is sent as it is read.
+    /// When the burst of writes began that is waited for, and the last of them; `None` when the
+    /// file was sent at rest.
+    burst: Option<(Instant, Instant)>,
+    /// Whether the burst took so long that the file is sent as it is read.
     restless: bool,
 }
 
 impl Times {
-    fn due(self) -> Instant {
-        (self.last + REST).min(self.first + AGE_MAX)
+    fn due(self) -> Option<Instant> {
+        self.burst.map(|(first, last)| (last + REST).min(first + AGE_MAX))
     }
 }
 
 impl Unsettled {
     /// Notes a write. Returns `false` if there is no room to wait for the file's rest.
     pub fn touch(&mut self, place: Place, now: Instant) -> bool {
-        if self.files.len() >= FILES_MAX && !self.files.contains_key(&place) {
+        if !self.has_room_for(&place) {
             return false;
         }
-        let times =
-            self.files.entry(place).or_insert(Times { first: now, last: now, restless: false });
-        times.last = now;
-        let due = times.due();
-        self.earliest = Some(self.earliest.map_or(due, |earliest| earliest.min(due)));
+        let times = self.files.entry(place).or_insert(Times { burst: None, restless: false });
+        match &mut times.burst {
+            Some((_, last)) => *last = now,
+            None => *times = Times { burst: Some((now, now)), restless: false },
+        }
+        self.earliest = self.earliest.into_iter().chain(times.due()).min();
         true
+    }
+
+    /// Notes a file that is sent as it is, and perhaps is still being written.
+    pub fn suspect(&mut self, place: Place) {
+        if self.has_room_for(&place) {
+            self.files.entry(place).or_insert(Times { burst: None, restless: false });
+        }
+    }
+
+    fn has_room_for(&mut self, place: &Place) -> bool {
+        if self.files.len() >= FILES_MAX && !self.files.contains_key(place) {
+            // Those at rest are forgotten first; most are logs.
+            self.files.retain(|_, times| times.burst.is_some());
+        }
+        self.files.len() < FILES_MAX || self.files.contains_key(place)
     }
 
     /// Forgets a file, which was closed or removed.
@@ -65,6 +86,13 @@ impl Unsettled {
         }
     }
 
+    /// Follows an exchange.
+    pub fn exchange(&mut self, a: &Place, b: &Place) {
+        let (at_a, at_b) = (self.files.remove(a), self.files.remove(b));
+        self.files.extend(at_a.map(|times| (b.clone(), times)));
+        self.files.extend(at_b.map(|times| (a.clone(), times)));
+    }
+
     /// Forgets everything in directories that are gone.
     pub fn forget_directories(&mut self, gone: &[NodeId]) {
         if !self.files.is_empty() {
@@ -72,29 +100,33 @@ impl Unsettled {
         }
     }
 
-    /// Takes out the files that have rested, or have not for too long.
+    /// Returns the files that have rested, or have not for too long, each once.
     pub fn due(&mut self, now: Instant) -> Vec<Place> {
-        if self.next_due().is_none_or(|due| due > now) {
+        if self.earliest.is_none_or(|due| due > now) {
             return Vec::new();
         }
         let mut due = Vec::new();
-        self.files.retain(|place, times| {
-            if times.due() > now {
-                return true;
-            }
+        for (place, times) in &mut self.files {
+            let Some((_, last)) = times.burst.filter(|_| times.due().is_some_and(|at| at <= now))
+            else {
+                continue;
+            };
             due.push(place.clone());
-            let rested = times.last + REST <= now;
-            (times.first, times.restless) = (now, true);
-            !rested
-        });
-        self.earliest = self.files.values().map(|times| times.due()).min();
+            let rested = last + REST <= now;
+            times.burst = (!rested).then_some((now, last));
+            times.restless = !rested;
+        }
+        self.earliest = self.files.values().filter_map(|times| times.due()).min();
         due
     }
 
-    /// Returns whether a file is being written at present, and not for so long that it must be
-    /// sent all the same. What is read of it now is a part (I2).
-    pub fn is_being_written(&self, place: &Place) -> bool {
-        self.files.get(place).is_some_and(|times| !times.restless)
+    /// Returns how far the writing of a file is.
+    pub fn progress(&self, place: &Place) -> Progress {
+        match self.files.get(place) {
+            None => Progress::Finished,
+            Some(Times { burst: Some(_), restless: false }) => Progress::Writing,
+            Some(_) => Progress::Unfinished,
+        }
     }
 
     /// Returns a moment before which nothing is due.

@@ -213,6 +213,12 @@ pub enum Item {
         /// The request's id.
         id: u64,
     },
+    /// The file whose state came just before was open for writing when it was read: that may be
+    /// a part of it, and must not replace another file by a rename before its next state.
+    Unfinished {
+        /// Which file.
+        path: TreePath,
+    },
 }
 
 /// Where the content of a regular file is.

@@ -19,6 +19,7 @@ pub(super) fn item(item: &Item, raw_bytes: usize) -> Result<(), ApplyError> {
             inner_path(a)?;
             inner_path(b)
         }
+        Item::Unfinished { path } => inner_path(path),
         Item::Absent { path, parent_mtime } => {
             inner_path(path)?;
             time_is_valid(path, parent_mtime.map(|time| time.nanoseconds))

@@ -31,12 +31,20 @@ pub(super) struct StagedDirectory {
     pub(super) entry: Entry,
     /// Time of the directory that it goes into.
     parent_mtime: Option<Timestamp>,
+    /// Names that it is said to have and that have not come yet.
+    pub(super) awaited: usize,
 }
 
 impl Replica {
     /// Returns whether the directory at `path` is the staged one.
     pub(super) fn is_staged(&self, path: &[u8]) -> bool {
         self.staged.as_ref().is_some_and(|staged| staged.parent.path == path)
+    }
+
+    /// Returns whether a directory is being built of which something is still to come. A flush
+    /// would show it as it is.
+    pub fn is_building(&self) -> bool {
+        self.staged.as_ref().is_some_and(|staged| staged.awaited > 0)
     }
 
     /// Returns whether `item` concerns nothing but the inside of the staged directory, or
@@ -51,7 +59,7 @@ impl Replica {
                     && !matches!(content, Content::Linked)
                     && !matches!(entry.kind, Kind::Directory)
             }
-            Item::Absent { path, .. } => inside(path),
+            Item::Absent { path, .. } | Item::Unfinished { path } => inside(path),
             Item::Names { path, .. } => self.is_staged(path.as_bytes()),
             Item::Rename { .. } | Item::Exchange { .. } => false,
             Item::StageOpen { .. }
@@ -103,6 +111,7 @@ impl Replica {
             parent: Parent::new(path.as_bytes(), fd, true),
             entry: entry.clone(),
             parent_mtime,
+            awaited: 0,
         });
         Ok(())
     }

@@ -32,7 +32,7 @@ mod trash;
 #[cfg(test)]
 mod tests;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
@@ -46,7 +46,7 @@ pub use error::{ApplyError, ReplicaError};
 pub use marker::Moved;
 
 use super::metadata;
-use super::root::{Root, open_beneath, stat_fd};
+use super::root::{Identity, Root, open_beneath, stat_fd};
 use crate::model::{Kind, TreePath};
 use crate::wire::{Content, Item, StageId};
 use directory::StagedDirectory;
@@ -80,6 +80,9 @@ pub struct Replica {
     stages: HashMap<StageId, StagedFile>,
     pending: PendingTimes,
     marker: Marker,
+    /// Files of which only a part may be here, by inode, so that renames need no attention and
+    /// new content, a new inode, ends it.
+    unfinished: HashSet<Identity>,
     /// What must be asked of the upstream.
     owed: Vec<(TreePath, bool)>,
     last_number: AtomicU64,
@@ -141,6 +144,7 @@ impl Replica {
             stages: HashMap::new(),
             pending: PendingTimes::default(),
             marker,
+            unfinished: HashSet::new(),
             owed: Vec::new(),
             last_number: AtomicU64::new(0),
             run: u64::from_le_bytes(run),
@@ -227,6 +231,9 @@ impl Replica {
         if self.staged.is_some() && !self.leaves_staged(item) {
             self.publish()?;
         }
+        if let (Some(staged), Item::State { .. } | Item::Absent { .. }) = (&mut self.staged, item) {
+            staged.awaited = staged.awaited.saturating_sub(1);
+        }
         match item {
             Item::Rename { sequence, from, to } => self.rename(*sequence, from, to),
             Item::Exchange { sequence, a, b } => self.exchange(*sequence, a, b),
@@ -261,6 +268,7 @@ impl Replica {
                 self.stage_abort(*stage);
                 Ok(())
             }
+            Item::Unfinished { path } => self.note_unfinished(path),
             Item::Through { .. } | Item::Answered { .. } => Ok(()),
         }
     }

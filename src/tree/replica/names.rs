@@ -35,8 +35,9 @@ impl Replica {
         names: &[serde_bytes::ByteBuf],
         last: bool,
     ) -> Result<(), ApplyError> {
-        let fd = match &self.staged {
+        let fd = match &mut self.staged {
             Some(staged) if staged.parent.path == path.as_bytes() => {
+                staged.awaited += names.len();
                 let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
                 rustix::fs::openat(&staged.parent.fd, ".", flags, Mode::empty())
                     .map_err(io::Error::from)

@@ -12,7 +12,11 @@ use super::marker::{Mark, Note};
 use super::parents::{Parent, stat_if_present, unlink};
 use super::place::is_other_mount;
 use crate::model::{Sequence, TreePath};
+use crate::tree::metadata::file_type;
 use crate::tree::root::Identity;
+
+/// Most unfinished files that are remembered. Each is open for writing at the source.
+const UNFINISHED_MAX: usize = 65_536;
 
 /// One end of a rename: its directory, if there is one, and what is there.
 pub(super) struct End {
@@ -47,7 +51,27 @@ impl Replica {
             self.touch(&parent, None).at(from, "keep the time of the directory of")?;
             return unlink(&parent.fd, name).at(from, "remove");
         }
+        let replaces = target.stat.is_some_and(|there| file_type(&there).is_file());
+        if replaces && self.unfinished.remove(&Identity::of(&stat)) {
+            // A part must not replace a whole file (I2): that stays until the whole one comes.
+            self.touch(&parent, None).at(from, "keep the time of the directory of")?;
+            self.owed.push((to.clone(), true));
+            return unlink(&parent.fd, name).at(from, "remove");
+        }
         self.move_over(from, &parent, to)
+    }
+
+    /// Notes that what is at `path` may be a part of a file.
+    pub(super) fn note_unfinished(&mut self, path: &TreePath) -> Result<(), ApplyError> {
+        if let Some(stat) = self.end(path)?.stat
+            && file_type(&stat).is_file()
+        {
+            if self.unfinished.len() >= UNFINISHED_MAX {
+                self.unfinished.clear();
+            }
+            self.unfinished.insert(Identity::of(&stat));
+        }
+        Ok(())
     }
 
     /// Lets `a` and `b` change places.
@@ -67,9 +91,16 @@ impl Replica {
         }
         match (first, second) {
             (
-                End { parent: Some(parent_a), stat: Some(_) },
-                End { parent: Some(parent_b), stat: Some(_) },
-            ) => self.swap((a, &parent_a), (b, &parent_b)),
+                End { parent: Some(parent_a), stat: Some(stat_a) },
+                End { parent: Some(parent_b), stat: Some(stat_b) },
+            ) => {
+                let is_unfinished = |stat| self.unfinished.contains(&Identity::of(stat));
+                if is_unfinished(&stat_a) || is_unfinished(&stat_b) {
+                    self.owed.extend([(a.clone(), true), (b.clone(), true)]);
+                    return Ok(());
+                }
+                self.swap((a, &parent_a), (b, &parent_b))
+            }
             (End { parent: Some(parent), stat: Some(_) }, _) => {
                 self.owed.push((a.clone(), true));
                 self.move_over(a, &parent, b)
