@@ -1,6 +1,6 @@
 //! Reading a batch of jobs into frames: the first half of "read, drain, use".
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
 use std::ops::Range;
 use std::time::{Duration, Instant};
@@ -38,8 +38,8 @@ pub(super) struct Batch {
     ranges: Vec<Vec<(usize, Range<usize>)>>,
     /// What was confirmed as the place of each job: the directories that were read in.
     places: Vec<Vec<(Vec<u8>, crate::tree::Identity)>>,
-    /// For each job that brought a file's content, how far that was written.
-    progress: Vec<Option<Progress>>,
+    /// Which jobs brought a file's content.
+    has_content: Vec<bool>,
 }
 
 /// Entries that could not be read, with the reason.
@@ -86,11 +86,12 @@ impl Batch {
                 feed,
                 ranges: Vec::new(),
                 places: Vec::new(),
-                progress: None,
+                has_content: false,
             };
             let path = job.path.clone();
             let outcome = reading.job(job.clone());
-            let (ranges, places, progress) = (reading.ranges, reading.places, reading.progress);
+            let (ranges, places) = (reading.ranges, reading.places);
+            let has_content = reading.has_content;
             match outcome {
                 Ok(Some(done)) => {
                     if !problems.is_empty() {
@@ -99,7 +100,7 @@ impl Batch {
                     self.jobs.push(done);
                     self.ranges.push(ranges);
                     self.places.push(places);
-                    self.progress.push(progress);
+                    self.has_content.push(has_content);
                 }
                 Ok(None) => sender.defer(job),
                 Err(error) => {
@@ -117,7 +118,7 @@ impl Batch {
                     self.jobs.push(done);
                     self.ranges.push(ranges);
                     self.places.push(Vec::new());
-                    self.progress.push(None);
+                    self.has_content.push(false);
                 }
             }
         }
@@ -173,12 +174,14 @@ impl Batch {
     }
 
     /// Throws away what must not be used, after the feed was drained, and returns the frames.
+    /// `changed` are the files whose content was found to change by that.
     pub fn use_confirmed(
         mut self,
         sender: &mut Sender,
         stages: &mut HashMap<StageId, StageReader>,
         feed: &mut impl Feed,
         held: bool,
+        changed: &HashSet<TreePath>,
         renames: &RenameIndex,
     ) -> Vec<ItemsFrame> {
         let mut dropped = vec![false; self.jobs.len()];
@@ -191,14 +194,19 @@ impl Batch {
                 }
             }
         }
-        for (index, done) in self.jobs.iter().enumerate() {
-            // What was taken for finished may be a part of what is written since. It comes again
-            // when it rests.
-            dropped[index] |= match (self.progress[index], feed.progress(&done.job.path)) {
-                (None, _) | (_, Progress::Finished) => false,
-                (Some(before), Progress::Unfinished) => before == Progress::Finished,
-                (Some(_), Progress::Writing) => !matches!(done.job.origin, Origin::Commit(_)),
-            };
+        let mut unfinished = Vec::new();
+        for (index, done) in
+            self.jobs.iter().enumerate().filter(|(index, _)| self.has_content[*index])
+        {
+            let path = &done.job.path;
+            let is_commit = matches!(done.job.origin, Origin::Commit(_));
+            match feed.progress(path) {
+                // It comes again when it rests; a big file is sent as it is, or it never would be.
+                Progress::Writing if !is_commit => dropped[index] = true,
+                // What was read may be a part of what is written since.
+                Progress::Finished if !changed.contains(path) => {}
+                _ => unfinished.push((index, path.clone())),
+            }
         }
         let settled = feed.is_settled() && !held;
         for (job, dropped) in self.jobs.iter_mut().zip(&dropped) {
@@ -239,6 +247,11 @@ impl Batch {
         }
         for (frame, ranges) in out {
             self.frames[frame].remove(&ranges);
+        }
+        for (index, path) in unfinished {
+            if verdict[index] && !dropped[index] {
+                self.frame().push(&Item::Unfinished { path });
+            }
         }
         for stage in aborted {
             self.frame().push(&Item::StageAbort { stage });
@@ -281,7 +294,7 @@ struct Reading<'a, F: Feed> {
     feed: &'a mut F,
     ranges: Vec<(usize, Range<usize>)>,
     places: Vec<(Vec<u8>, crate::tree::Identity)>,
-    progress: Option<Progress>,
+    has_content: bool,
 }
 
 impl<F: Feed> Reading<'_, F> {
@@ -326,9 +339,8 @@ impl<F: Feed> Reading<'_, F> {
                 Travel::As(content, links) => (content, links),
                 Travel::Inline(links) => {
                     let last = attempt == READ_ATTEMPTS_MAX;
-                    self.progress = Some(self.feed.progress(&job.path));
+                    self.has_content = true;
                     if self.inline(&job, &opened, &links, last)? {
-                        self.say_unfinished(&job.path);
                         let mut done = BatchJob::done(job);
                         done.links = links;
                         return Ok(Some(done));
@@ -479,17 +491,9 @@ impl<F: Feed> Reading<'_, F> {
         };
         let mut opened = opened;
         opened.entry.kind = crate::model::Kind::Regular { size };
-        self.progress = Some(self.feed.progress(&job.path));
+        self.has_content = true;
         self.state(&job, &opened, Content::Staged { stage, digest }, links.clone())?;
-        self.say_unfinished(&job.path);
         Ok(BatchJob { links, ..BatchJob::done(job) })
-    }
-
-    /// Tells of a file that was read while it was open for writing.
-    fn say_unfinished(&mut self, path: &TreePath) {
-        if self.progress != Some(Progress::Finished) {
-            self.push(&Item::Unfinished { path: path.clone() });
-        }
     }
 
     /// Gives a stage up whose file is gone from its path, or is another one now.

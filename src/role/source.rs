@@ -1,6 +1,6 @@
 //! A source: a feed, its journal, and any number of downstreams.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -11,7 +11,7 @@ use super::options::SourceOptions;
 use super::{Feed, FeedEvent, LinkError, LinkId, Role, RoleError};
 use crate::journal::{Cursor, Journal, JournalError, ReadError};
 use crate::model::limits::{HEARTBEAT_MS, RECORDS_READ_MAX};
-use crate::model::{Epoch, Position, RenameIndex, Sequence, Timestamp};
+use crate::model::{Change, Epoch, Position, RenameIndex, Sequence, Timestamp, TreePath, What};
 use crate::session::{Sender, SourceState};
 use crate::tree::{Reader, Root, StageReader};
 use crate::watch::{Watch, WatchOptions, wall_clock};
@@ -40,6 +40,8 @@ pub struct Source<F> {
     retry_at: Option<Instant>,
     /// Whether records came in that the loop has not offered to every downstream yet.
     has_news: bool,
+    /// The files whose content changes, while that is noted.
+    changed: Option<HashSet<TreePath>>,
     /// Where a new epoch is to begin, until the journal could begin it.
     reset: Option<Position>,
     started: Instant,
@@ -112,6 +114,7 @@ impl<F: Feed> Source<F> {
             problems: Problems::new(),
             retry_at: None,
             has_news: false,
+            changed: None,
             reset: None,
             started: Instant::now(),
             held: None,
@@ -174,6 +177,12 @@ impl<F: Feed> Source<F> {
                     self.has_news |= self.downstreams.len() > 1;
                     self.renames.push(record.sequence, &record.change);
                     self.journal.append(&record);
+                    if let (Some(changed), Change::Dirty { path, what }) =
+                        (&mut self.changed, record.change)
+                        && what.covers(What::CONTENT)
+                    {
+                        changed.insert(path);
+                    }
                 }
                 Some(FeedEvent::Reset(position)) => self.reset = Some(position),
                 None => return Ok(()),
@@ -241,8 +250,10 @@ impl<F: Feed> Source<F> {
         let mut more = batch.read_chunk(sender, stages, &mut self.problems);
         if batch.has_jobs() {
             more = true;
+            self.changed = Some(HashSet::new());
             self.drain(now);
         }
+        let changed = self.changed.take().unwrap_or_default();
         if !self.problems.is_empty() && self.retry_at.is_none() {
             self.retry_at = Some(now + RETRY);
         }
@@ -250,7 +261,8 @@ impl<F: Feed> Source<F> {
         more &= !held && self.feed.is_settled();
         let Some(downstream) = self.downstreams.get_mut(&link) else { return Ok(false) };
         let Downstream { sender, stages, frames, .. } = downstream;
-        let mut ready = batch.use_confirmed(sender, stages, &mut self.feed, held, &self.renames);
+        let mut ready =
+            batch.use_confirmed(sender, stages, &mut self.feed, held, &changed, &self.renames);
         if ready.is_empty() {
             ready.push(Default::default());
         }

@@ -79,6 +79,7 @@ impl Watch {
             self.dirty_place(&place, What::CONTENT);
         } else if mask.contains(EventMask::CLOSE_WRITE) {
             self.unsettled.settle(&place);
+            self.created.remove(&place);
             self.dirty_place(&place, What::CONTENT);
         } else if mask.contains(EventMask::MODIFY) {
             if !self.unsettled.touch(place.clone(), now) {
@@ -113,7 +114,7 @@ impl Watch {
             self.dirty_place(&place, What::CONTENT);
         } else {
             // It may be open, and then is complete when it is closed; or a link, or special.
-            self.created.push(place);
+            self.created.insert(place);
         }
     }
 
@@ -165,10 +166,9 @@ impl Watch {
         }
         self.links.rename(&from, &to);
         self.unsettled.rename(&from, &to);
-        self.created
-            .iter_mut()
-            .filter(|place| **place == from)
-            .for_each(|place| *place = to.clone());
+        if self.created.remove(&from) {
+            self.created.insert(to.clone());
+        }
         self.journal_move(Change::Rename { from: from_path, to: to_path });
         self.dirty_place(&from, What::CONTENT);
         self.dirty_place(&to, What::ATTRIBUTES);
@@ -220,10 +220,6 @@ impl Watch {
     pub(super) fn handle_created(&mut self) {
         for place in std::mem::take(&mut self.created) {
             let Some(path) = self.path_of(&place) else { continue };
-            let settled = self.batch_index.get(&path).map(|index| self.batch[*index].1);
-            if settled.is_some_and(|what| what.covers(What::CONTENT)) {
-                continue; // It was closed since.
-            }
             let Some(parent) = self.nodes.path(place.directory) else { continue };
             let stat = self
                 .root

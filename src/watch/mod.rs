@@ -21,7 +21,7 @@ mod overflow;
 mod scan;
 mod unsettled;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -104,7 +104,7 @@ pub struct Watch {
     /// is queued; the last one first.
     looks: Vec<scan::Look>,
     /// Entries that appeared and were not yet said to be complete.
-    created: Vec<Place>,
+    created: BTreeSet<Place>,
     /// Directories to be looked through for changes since a moment.
     sweeps: VecDeque<(NodeId, Timestamp)>,
     /// Directories without a watch, for want of room.
@@ -154,7 +154,7 @@ impl Watch {
             unsettled: Unsettled::default(),
             halves: VecDeque::new(),
             looks: Vec::new(),
-            created: Vec::new(),
+            created: BTreeSet::new(),
             sweeps: VecDeque::new(),
             unwatched: Vec::new(),
             held: HashMap::new(),
