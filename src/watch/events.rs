@@ -19,7 +19,10 @@ pub(super) struct Half {
     pub from: Place,
     /// The directory that moves, detached, if it is one that is known.
     pub node: Option<NodeId>,
+    pub is_directory: bool,
     pub since: Instant,
+    /// The drain that brought it.
+    pub drain: u64,
 }
 
 impl Watch {
@@ -61,7 +64,15 @@ impl Watch {
         }
         if mask.contains(EventMask::MOVED_FROM) {
             let node = self.nodes.detach(directory, &place.name);
-            self.halves.push_back(Half { cookie: event.cookie, from: place, node, since: now });
+            let (cookie, drain) = (event.cookie, self.drains);
+            self.halves.push_back(Half {
+                cookie,
+                from: place,
+                node,
+                is_directory,
+                since: now,
+                drain,
+            });
         } else if mask.contains(EventMask::MOVED_TO) {
             let half = self.halves.iter().position(|half| half.cookie == event.cookie);
             match half.and_then(|index| self.halves.remove(index)) {
@@ -87,6 +98,9 @@ impl Watch {
             }
         } else if mask.contains(EventMask::ATTRIB) {
             self.dirty_place(&place, What::ATTRIBUTES);
+            if is_directory && self.nodes.child(directory, &place.name).is_none() {
+                self.looks.push(Look::At(place)); // It may be readable now.
+            }
         }
     }
 
@@ -206,7 +220,11 @@ impl Watch {
             return false;
         }
         let known = node.and_then(|node| self.nodes.get(node)).map(|node| node.identity);
-        known.is_none_or(|known| self.identity_at(from) != Some(known))
+        match known {
+            Some(known) => self.identity_at(from) != Some(known),
+            // A move there and back over another file leaves but one of the two.
+            None => self.identity_at(from).is_some() && self.identity_at(to).is_some(),
+        }
     }
 
     /// Returns the inode at a place now.

@@ -3,29 +3,36 @@
 //!
 //! Invariant: a place is in the group that `by_place` says, and in no other.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 
 use rustc_hash::FxHashMap;
 
 use super::nodes::{NodeId, Place};
+use crate::model::Name;
 use crate::tree::Identity;
 
 /// The names of every multiply linked file, as far as they are known.
 #[derive(Debug, Default)]
 pub(super) struct Links {
     groups: FxHashMap<Identity, Group>,
-    by_place: HashMap<Place, Identity>,
+    by_place: BTreeMap<Place, Identity>,
+    /// Names that went while others stayed. A program that has the file open by one of them goes
+    /// on writing, and its events bear that name.
+    ghosts: BTreeMap<Place, Identity>,
 }
 
 #[derive(Debug, Default)]
 struct Group {
     /// The inode's link count when it was seen last.
     count: u32,
-    places: Vec<Place>,
+    places: BTreeSet<Place>,
     /// The count and the number of known names when all directories were searched last: some
     /// names may be outside of the tree, and are not searched for again.
     searched: (u32, usize),
 }
+
+/// Most names that went and are remembered.
+const GHOSTS_MAX: usize = 4096;
 
 impl Links {
     /// Notes that `place` is a name of `identity`, which has `count` names. Returns whether
@@ -40,8 +47,7 @@ impl Links {
         }
         let group = self.groups.entry(identity).or_default();
         group.count = count;
-        if !group.places.contains(place) {
-            group.places.push(place.clone());
+        if group.places.insert(place.clone()) {
             self.by_place.insert(place.clone(), identity);
         }
         (group.places.len() as u32) < count && group.searched != (count, group.places.len())
@@ -54,68 +60,77 @@ impl Links {
         }
     }
 
-    /// Returns all known names of the file that has `place` as one of several.
-    pub fn group_of(&self, place: &Place) -> &[Place] {
-        let identity = self.by_place.get(place);
-        identity.map_or(&[], |identity| self.places(*identity))
+    /// Returns all known names of the file that has, or had, `place` as one of several.
+    pub fn group_of(&self, place: &Place) -> impl Iterator<Item = &Place> {
+        let identities = [self.by_place.get(place), self.ghosts.get(place)];
+        identities.into_iter().flatten().flat_map(|identity| self.places(*identity))
     }
 
     /// Returns all known names of a file.
-    pub fn places(&self, identity: Identity) -> &[Place] {
-        self.groups.get(&identity).map_or(&[], |group| &group.places)
+    pub fn places(&self, identity: Identity) -> impl Iterator<Item = &Place> {
+        self.groups.get(&identity).into_iter().flat_map(|group| &group.places)
     }
 
-    /// Forgets a name.
+    /// Forgets a name that is there no more.
     pub fn remove(&mut self, place: &Place) {
         let Some(identity) = self.by_place.remove(place) else { return };
-        if let Some(group) = self.groups.get_mut(&identity) {
-            group.places.retain(|known| known != place);
-            group.count = group.count.saturating_sub(1);
-            if group.places.is_empty() {
-                self.groups.remove(&identity);
+        let Some(group) = self.groups.get_mut(&identity) else { return };
+        group.places.remove(place);
+        group.count = group.count.saturating_sub(1);
+        if group.places.is_empty() {
+            self.groups.remove(&identity);
+        } else {
+            if self.ghosts.len() >= GHOSTS_MAX {
+                self.ghosts.clear();
             }
+            self.ghosts.insert(place.clone(), identity);
         }
     }
 
     /// Follows the rename of a name. What was known at `to` is forgotten.
     pub fn rename(&mut self, from: &Place, to: &Place) {
         self.remove(to);
-        let Some(identity) = self.by_place.remove(from) else { return };
-        self.by_place.insert(to.clone(), identity);
-        if let Some(group) = self.groups.get_mut(&identity)
-            && let Some(place) = group.places.iter_mut().find(|known| *known == from)
-        {
-            *place = to.clone();
+        if let Some(identity) = self.take(from) {
+            self.put(to, identity);
         }
     }
 
     /// Lets two names change places.
     pub fn exchange(&mut self, a: &Place, b: &Place) {
         let (at_a, at_b) = (self.take(a), self.take(b));
-        for (found, place) in [(at_a, b), (at_b, a)] {
-            if let Some((identity, count)) = found {
-                self.note(place, identity, count);
+        for (identity, to) in [(at_a, b), (at_b, a)] {
+            if let Some(identity) = identity {
+                self.put(to, identity);
             }
         }
     }
 
-    /// Forgets every name in directories that are gone.
-    pub fn forget_directories(&mut self, gone: &[NodeId]) {
-        if self.by_place.is_empty() {
-            return;
-        }
-        let gone: HashSet<NodeId> = gone.iter().copied().collect();
-        let places: Vec<Place> =
-            self.by_place.keys().filter(|place| gone.contains(&place.directory)).cloned().collect();
+    /// Forgets every name in a directory that is gone.
+    pub fn forget_directory(&mut self, gone: NodeId) {
+        let first = Place { directory: gone, name: Name::new() };
+        let places: Vec<Place> = self
+            .by_place
+            .range(first..)
+            .map(|(place, _)| place)
+            .take_while(|place| place.directory == gone)
+            .cloned()
+            .collect();
         for place in &places {
             self.remove(place);
         }
     }
 
-    fn take(&mut self, place: &Place) -> Option<(Identity, u32)> {
-        let identity = *self.by_place.get(place)?;
-        let count = self.groups.get(&identity)?.count;
-        self.remove(place);
-        Some((identity, count))
+    /// Takes a name away that [`Links::put`] brings back elsewhere.
+    fn take(&mut self, place: &Place) -> Option<Identity> {
+        let identity = self.by_place.remove(place)?;
+        if let Some(group) = self.groups.get_mut(&identity) {
+            group.places.remove(place);
+        }
+        Some(identity)
+    }
+
+    fn put(&mut self, place: &Place, identity: Identity) {
+        self.by_place.insert(place.clone(), identity);
+        self.groups.entry(identity).or_default().places.insert(place.clone());
     }
 }

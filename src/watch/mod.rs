@@ -15,6 +15,7 @@
 //! - After an overflow only what changed is looked for (`overflow`).
 
 mod events;
+mod link_search;
 mod links;
 mod nodes;
 mod overflow;
@@ -28,6 +29,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
 use inotify::{EventMask, Inotify, WatchMask};
+use rustc_hash::FxHashSet;
 
 use crate::model::limits::PATH_BYTES_MAX;
 use crate::model::{Change, Position, Record, Sequence, Timestamp, TreePath, What};
@@ -49,6 +51,9 @@ const DEGRADED_INTERVAL: Duration = Duration::from_secs(1);
 /// Time between two looks at a directory whose file system was mounted or unmounted.
 const HELD_INTERVAL: Duration = Duration::from_secs(1);
 
+/// Time between two looks at what could not be looked at.
+const MISSED_INTERVAL: Duration = Duration::from_secs(10);
+
 /// The events that are asked for, for every directory.
 fn watch_mask() -> WatchMask {
     WatchMask::CREATE
@@ -62,7 +67,6 @@ fn watch_mask() -> WatchMask {
         | WatchMask::MOVE_SELF
         | WatchMask::ONLYDIR
         | WatchMask::DONT_FOLLOW
-        | WatchMask::EXCL_UNLINK
 }
 
 /// An event as inotify reported it.
@@ -72,6 +76,14 @@ struct Event {
     mask: EventMask,
     cookie: u32,
     name: Box<[u8]>,
+}
+
+impl Event {
+    /// Returns whether a directory that was listed may be elsewhere now.
+    fn moves_directory(&self) -> bool {
+        self.mask.intersects(EventMask::MOVED_FROM | EventMask::MOVED_TO)
+            && self.mask.contains(EventMask::ISDIR)
+    }
 }
 
 /// Options of a watch.
@@ -91,12 +103,17 @@ pub struct Watch {
     /// Read and not handled yet.
     events: VecDeque<Event>,
     overflowed: bool,
+    /// How often the queue was read to its end.
+    drains: u64,
     /// The walk that an overflow made necessary, while it goes on.
     recovery: Option<overflow::Recovery>,
     overflow_said: Option<Instant>,
     too_long_said: bool,
     nodes: Nodes,
     links: Links,
+    /// Files of which other names are searched for next, and the search that goes on.
+    links_wanted: Vec<(Place, Identity)>,
+    link_search: Option<link_search::LinkSearch>,
     unsettled: Unsettled,
     /// First halves of renames, in the order they came.
     halves: VecDeque<events::Half>,
@@ -108,9 +125,9 @@ pub struct Watch {
     /// Directories to be looked through for changes since a moment.
     sweeps: VecDeque<(NodeId, Timestamp)>,
     /// Directories without a watch, for want of room.
-    unwatched: Vec<NodeId>,
-    /// Directories where another file system appeared or vanished, since when.
-    held: HashMap<NodeId, Timestamp>,
+    unwatched: FxHashSet<NodeId>,
+    /// Directories where another file system appeared or vanished.
+    held: HashMap<NodeId, scan::Held>,
     /// Dirty paths since the last rename, in order, each once.
     batch: Vec<(TreePath, What)>,
     batch_index: HashMap<TreePath, usize>,
@@ -126,6 +143,9 @@ pub struct Watch {
     degraded_at: Instant,
     degraded_since: Timestamp,
     held_at: Instant,
+    /// Names that could not be looked at, or were read and are not known: looked at again.
+    missed: BTreeSet<scan::Look>,
+    missed_at: Instant,
     root_lost: bool,
     started: Instant,
     /// Called between the listing of a directory and the check of that listing, so that tests
@@ -146,17 +166,20 @@ impl Watch {
             list_buffer: vec![MaybeUninit::uninit(); 64 << 10],
             events: VecDeque::new(),
             overflowed: false,
+            drains: 0,
             recovery: None,
             overflow_said: None,
             too_long_said: false,
             nodes: Nodes::new(root_identity),
             links: Links::default(),
+            links_wanted: Vec::new(),
+            link_search: None,
             unsettled: Unsettled::default(),
             halves: VecDeque::new(),
             looks: Vec::new(),
             created: BTreeSet::new(),
             sweeps: VecDeque::new(),
-            unwatched: Vec::new(),
+            unwatched: FxHashSet::default(),
             held: HashMap::new(),
             batch: Vec::new(),
             batch_index: HashMap::new(),
@@ -169,6 +192,8 @@ impl Watch {
             degraded_at: now,
             degraded_since: clock,
             held_at: now,
+            missed: BTreeSet::new(),
+            missed_at: now,
             root_lost: false,
             started: now,
             on_listed: None,
@@ -202,6 +227,7 @@ impl Watch {
 
     /// Reads what inotify has, until there is nothing more.
     fn read_events(&mut self) {
+        self.drains += 1;
         loop {
             match self.inotify.read_events(&mut self.event_buffer) {
                 Ok(events) => {
@@ -253,11 +279,11 @@ impl Watch {
                 continue;
             }
             self.handle_events(now);
-            if !self.halves.is_empty() {
+            if self.halves.iter().any(|half| half.is_directory) {
                 break; // The other half of a rename is on its way, or its time runs out.
             }
             self.handle_created();
-            if self.looks.is_empty() && self.sweeps.is_empty() {
+            if self.looks.is_empty() && self.sweeps.is_empty() && !self.searches_links() {
                 self.clock = drained;
                 self.journals = true;
                 break;
@@ -267,11 +293,17 @@ impl Watch {
             }
             if let Some(look) = self.looks.pop() {
                 self.look(look);
+            } else if self.searches_links() {
+                self.search_links(deadline);
             } else if let Some((node, since)) = self.sweeps.pop_front() {
                 self.sweep(node, since);
             }
         }
         self.flush_batch();
+    }
+
+    fn searches_links(&self) -> bool {
+        self.link_search.is_some() || !self.links_wanted.is_empty()
     }
 
     /// Starts what is due by time.
@@ -287,13 +319,16 @@ impl Watch {
         }
         if idle && !self.unwatched.is_empty() && now >= self.degraded_at {
             let since = std::mem::replace(&mut self.degraded_since, wall_clock());
-            self.unwatched
-                .retain(|id| self.nodes.get(*id).is_some_and(|node| node.watch.is_none()));
             self.sweeps.extend(self.unwatched.iter().map(|id| (*id, since)));
             // A pass over many directories must not become all that is done.
             let pause =
                 DEGRADED_INTERVAL.max(Duration::from_micros(500) * self.unwatched.len() as u32);
             self.degraded_at = now + pause;
+        }
+        if !self.missed.is_empty() && now >= self.missed_at {
+            self.missed_at =
+                now + MISSED_INTERVAL.max(Duration::from_millis(1) * self.missed.len() as u32);
+            self.looks.extend(self.missed.iter().cloned());
         }
         if !self.held.is_empty() && now >= self.held_at {
             self.held_at = now + HELD_INTERVAL;
@@ -303,9 +338,8 @@ impl Watch {
 
     /// Notes that the entry at `place` changed, and with a multiply linked file all its names.
     fn dirty_place(&mut self, place: &Place, what: What) {
-        let group: Vec<Place> = self.links.group_of(place).to_vec();
-        let places = if group.is_empty() { std::slice::from_ref(place) } else { &group[..] };
-        for place in places {
+        let group: Vec<Place> = self.links.group_of(place).cloned().collect();
+        for place in group.iter().chain([place]) {
             if let Some(path) = self.path_of(place) {
                 self.dirty(path, what);
             }
@@ -380,8 +414,9 @@ impl Watch {
         }
         for id in &gone {
             self.held.remove(id);
+            self.unwatched.remove(id);
+            self.links.forget_directory(*id);
         }
-        self.links.forget_directories(&gone);
         self.unsettled.forget_directories(&gone);
     }
 }
@@ -407,8 +442,9 @@ impl Feed for Watch {
 
     fn is_settled(&self) -> bool {
         self.journals
-            && self.halves.is_empty()
+            && !self.halves.iter().any(|half| half.is_directory || half.drain == self.drains)
             && self.looks.is_empty()
+            && !self.searches_links()
             && self.events.is_empty()
             && self.created.is_empty()
             && !self.overflowed
@@ -420,15 +456,22 @@ impl Feed for Watch {
         if let Some(due) = self.unsettled.next_due() {
             next = next.min(due);
         }
-        if self.recovery.is_some() {
+        if self.recovery.is_some() || self.overflowed {
             next = self.started; // There is work now.
         } else if let Some(half) = self.halves.front() {
             next = next.min(half.since + PAIR_WAIT);
-        } else if !self.looks.is_empty() || !self.sweeps.is_empty() || !self.events.is_empty() {
+        } else if !self.looks.is_empty()
+            || !self.sweeps.is_empty()
+            || !self.events.is_empty()
+            || self.searches_links()
+        {
             next = self.started; // There is work now.
         }
         if !self.unwatched.is_empty() {
             next = next.min(self.degraded_at);
+        }
+        if !self.missed.is_empty() {
+            next = next.min(self.missed_at);
         }
         if !self.held.is_empty() {
             next = next.min(self.held_at);
@@ -448,7 +491,7 @@ impl Feed for Watch {
             self.find_links(&place, identity);
         }
         let others: Vec<Place> =
-            self.links.places(identity).iter().filter(|other| **other != place).cloned().collect();
+            self.links.places(identity).filter(|other| **other != place).cloned().collect();
         let mut paths = Vec::with_capacity(others.len());
         for other in others {
             // A name whose removal was lost in an overflow would come to life downstream.
@@ -462,8 +505,19 @@ impl Feed for Watch {
     }
 
     fn confirm(&mut self, path: &[u8], identity: Identity) -> Confirmation {
-        let Some(node) = self.nodes.at(path) else { return Confirmation::Unknown };
-        if !self.held.is_empty() && self.held.keys().any(|held| self.nodes.is_above(*held, node)) {
+        let Some(node) = self.nodes.at(path) else {
+            // Should nothing that is queued explain it, a look does.
+            if let Some(place) = self.nodes.first_unknown(path)
+                && self.missed.insert(scan::Look::At(place.clone()))
+            {
+                self.looks.push(scan::Look::At(place));
+            }
+            return Confirmation::Unknown;
+        };
+        if let Some((_, held)) =
+            self.held.iter_mut().find(|(id, _)| self.nodes.is_above(**id, node))
+        {
+            held.was_read = true;
             return Confirmation::Held;
         }
         if self.nodes.get(node).is_some_and(|node| node.identity == identity) {
@@ -478,7 +532,7 @@ impl Feed for Watch {
         let Some(directory) = self.nodes.at(parent) else { return Progress::Finished };
         let place = Place { directory, name: name.to_vec() };
         // It may be written through another of its names.
-        let others = self.links.group_of(&place).iter();
+        let others = self.links.group_of(&place);
         let progress = others.map(|other| self.unsettled.progress(other)).max();
         progress.unwrap_or(Progress::Finished).max(self.unsettled.progress(&place))
     }

@@ -11,9 +11,10 @@ use rustc_hash::FxHashMap;
 use crate::model::{Name, TreePath};
 use crate::tree::Identity;
 
-/// Number of a directory's node; used again after the node is gone.
+/// Number of a directory's node; never used again, so that what was queued for one that is gone
+/// does not hit another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(super) struct NodeId(pub u32);
+pub(super) struct NodeId(pub u64);
 
 /// The root's node, which never goes.
 pub(super) const ROOT: NodeId = NodeId(0);
@@ -34,8 +35,8 @@ pub(super) struct Node {
 /// All directories of a tree.
 #[derive(Debug)]
 pub(super) struct Nodes {
-    nodes: Vec<Option<Node>>,
-    free: Vec<NodeId>,
+    nodes: FxHashMap<NodeId, Node>,
+    next: u64,
     by_watch: FxHashMap<i32, NodeId>,
     by_identity: FxHashMap<Identity, NodeId>,
 }
@@ -51,25 +52,23 @@ impl Nodes {
             children: HashMap::new(),
         };
         Nodes {
-            nodes: vec![Some(node)],
-            free: Vec::new(),
+            nodes: FxHashMap::from_iter([(ROOT, node)]),
+            next: 1,
             by_watch: FxHashMap::default(),
             by_identity: FxHashMap::from_iter([(root, ROOT)]),
         }
     }
 
     pub fn get(&self, id: NodeId) -> Option<&Node> {
-        self.nodes.get(id.0 as usize)?.as_ref()
+        self.nodes.get(&id)
     }
 
     fn get_mut(&mut self, id: NodeId) -> Option<&mut Node> {
-        self.nodes.get_mut(id.0 as usize)?.as_mut()
+        self.nodes.get_mut(&id)
     }
 
     pub fn ids(&self) -> impl Iterator<Item = NodeId> {
-        let used =
-            |(index, node): (usize, &Option<Node>)| node.is_some().then_some(NodeId(index as u32));
-        self.nodes.iter().enumerate().filter_map(used)
+        self.nodes.keys().copied()
     }
 
     pub fn by_watch(&self, descriptor: i32) -> Option<NodeId> {
@@ -90,6 +89,18 @@ impl Nodes {
             return Some(ROOT);
         }
         path.split(|byte| *byte == b'/').try_fold(ROOT, |node, name| self.child(node, name))
+    }
+
+    /// Returns the first name on the way to `path` that is not known as a directory.
+    pub fn first_unknown(&self, path: &[u8]) -> Option<Place> {
+        let mut directory = ROOT;
+        for name in path.split(|byte| *byte == b'/') {
+            match self.child(directory, name) {
+                Some(child) => directory = child,
+                None => return Some(Place { directory, name: name.to_vec() }),
+            }
+        }
+        None
     }
 
     /// Returns the path of a node, `None` if it is gone.
@@ -125,16 +136,9 @@ impl Nodes {
         assert!(self.child(parent, name).is_none());
         let node =
             Node { parent, name: name.into(), identity, watch: None, children: HashMap::new() };
-        let id = match self.free.pop() {
-            Some(id) => {
-                self.nodes[id.0 as usize] = Some(node);
-                id
-            }
-            None => {
-                self.nodes.push(Some(node));
-                NodeId((self.nodes.len() - 1) as u32)
-            }
-        };
+        let id = NodeId(self.next);
+        self.next += 1;
+        self.nodes.insert(id, node);
         self.by_identity.insert(identity, id);
         if let Some(parent) = self.get_mut(parent) {
             parent.children.insert(name.into(), id);
@@ -190,16 +194,13 @@ impl Nodes {
         }
         let mut pending = vec![id];
         while let Some(id) = pending.pop() {
-            let Some(node) = self.nodes.get_mut(id.0 as usize).and_then(Option::take) else {
-                continue;
-            };
+            let Some(node) = self.nodes.remove(&id) else { continue };
             pending.extend(node.children.values());
             self.by_identity.remove(&node.identity);
             if let Some(watch) = node.watch {
                 self.by_watch.remove(&watch.get_watch_descriptor_id());
                 watches.push(watch);
             }
-            self.free.push(id);
             gone.push(id);
         }
         (watches, gone)

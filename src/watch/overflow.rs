@@ -2,13 +2,12 @@
 
 use std::time::{Duration, Instant};
 
-use inotify::EventMask;
 use rustc_hash::FxHashSet;
 use rustix::fs::FileType;
 
-use super::Watch;
 use super::nodes::{NodeId, Place, ROOT};
 use super::scan::Look;
+use super::{Event, Watch};
 use crate::model::{Change, Timestamp, TreePath, What};
 use crate::tree::Identity;
 use crate::tree::reader::list_directory;
@@ -45,6 +44,9 @@ const SAID_INTERVAL: Duration = Duration::from_secs(60);
 impl Watch {
     /// Notes that events were lost.
     pub(super) fn begin_recovery(&mut self) {
+        // A look through the tree that was not at its end goes back further.
+        let since = self.sweeps.iter().map(|(_, since)| *since).fold(self.clock, Timestamp::min);
+        let since = self.recovery.as_ref().map_or(since, |recovery| since.min(recovery.since));
         self.overflowed = false;
         self.events.clear();
         self.looks.retain(|look| matches!(look, Look::Root));
@@ -66,7 +68,7 @@ impl Watch {
             }
         };
         let pending = vec![TreePath::root()];
-        self.recovery = Some(Recovery { since: self.clock, met: Vec::new(), pending, attempts });
+        self.recovery = Some(Recovery { since, met: Vec::new(), pending, attempts });
     }
 
     /// Goes on with the walk, and at its end brings the nodes into agreement with the tree:
@@ -84,9 +86,7 @@ impl Watch {
             }
         }
         self.read_events();
-        let renamed = EventMask::MOVED_FROM | EventMask::MOVED_TO;
-        let untrue =
-            self.overflowed || self.events.iter().any(|event| event.mask.intersects(renamed));
+        let untrue = self.overflowed || self.events.iter().any(Event::moves_directory);
         self.events.clear();
         if untrue && recovery.attempts < ATTEMPTS_MAX {
             self.recovery = Some(recovery);

@@ -5,29 +5,36 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use inotify::{EventMask, WatchDescriptor};
+use inotify::WatchDescriptor;
 use rustc_hash::FxHashSet;
 use rustix::fs::{FileType, OFlags, Statx};
 
 use super::events::is_reserved;
 use super::nodes::{NodeId, Place, ROOT};
-use super::{Watch, wall_clock, watch_mask};
+use super::{Event, Watch, wall_clock, watch_mask};
 use crate::model::{Timestamp, TreePath, What};
 use crate::tree::reader::{is_absent, list_directory};
 use crate::tree::root::{open_beneath, stat_at, stat_fd};
 use crate::tree::{Identity, metadata::timestamp};
 
 /// A name to be looked at.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Look {
     /// The root itself.
     Root,
     /// This name.
     At(Place),
-    /// All names, for other names of these multiply linked files.
-    Links(Vec<(Place, Identity)>),
+}
+
+/// What is known of a directory where another file system appeared or vanished.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Held {
+    /// When that was.
+    pub since: Timestamp,
+    /// Whether something below it was to be sent since.
+    pub was_read: bool,
 }
 
 /// Coarse clocks and times that are set back make a moment uncertain by this much.
@@ -50,17 +57,22 @@ impl Watch {
     pub(super) fn look(&mut self, look: Look) {
         match look {
             Look::Root => {
-                let Ok(fd) = self.root.open_directory(&TreePath::root()) else { return };
-                if self.nodes.get(ROOT).is_some_and(|root| root.watch.is_none()) {
-                    self.discover(ROOT, None, fd, self.root_identity, Look::Root);
+                let was_missed = self.missed.remove(&Look::Root);
+                match self.root.open_directory(&TreePath::root()) {
+                    Ok(fd) if self.nodes.get(ROOT).is_some_and(|root| root.watch.is_none()) => {
+                        self.discover(ROOT, None, fd, self.root_identity, Look::Root);
+                    }
+                    Ok(_) => {}
+                    Err(error) => self.miss(Look::Root, was_missed, &TreePath::root(), &error),
                 }
             }
             Look::At(place) => self.look_at(place),
-            Look::Links(wanted) => self.search_links(&wanted),
         }
     }
 
     fn look_at(&mut self, place: Place) {
+        let look = Look::At(place.clone());
+        let was_missed = self.missed.remove(&look);
         // Without a path, the directory is gone from the tree.
         let Some(parent) = self.nodes.path(place.directory) else { return };
         if is_reserved(&place) || self.is_too_long(&parent.join(&place.name)) {
@@ -70,18 +82,19 @@ impl Watch {
         let directory = match self.root.open_directory(&parent) {
             Ok(directory) => directory,
             Err(error) if is_absent(&error) => return self.not_there(place.directory),
-            Err(error) => return self.cannot_look(&parent, &error),
+            Err(error) => return self.miss(look, was_missed, &parent, &error),
         };
         match stat_fd(&directory) {
             Ok(stat) if known == Some(Identity::of(&stat)) => {}
             Ok(_) => return self.not_there(place.directory),
-            Err(error) => return self.cannot_look(&parent, &error.into()),
+            Err(error) => return self.miss(look, was_missed, &parent, &error.into()),
         }
         let node = self.nodes.child(place.directory, &place.name);
+        let path = parent.join(&place.name);
         let stat = match stat_at(&directory, &place.name) {
             Ok(stat) => Some(stat).filter(is_directory),
             Err(rustix::io::Errno::NOENT) => None,
-            Err(error) => return self.cannot_look(&parent.join(&place.name), &error.into()),
+            Err(error) => return self.miss(look, was_missed, &path, &error.into()),
         };
         let Some(stat) = stat else {
             if let Some(node) = node {
@@ -118,17 +131,29 @@ impl Watch {
         let opened = open_beneath(std::os::fd::AsFd::as_fd(&directory), &place.name, flags);
         match opened {
             Ok(fd) if stat_fd(&fd).is_ok_and(|stat| Identity::of(&stat) == identity) => {
-                let look = Look::At(place.clone());
                 self.discover(place.directory, Some(&place.name), fd, identity, look);
             }
-            Ok(_) => self.looks.push(Look::At(place)),
+            Ok(_) => self.looks.push(look),
             Err(error) if is_absent(&error.into()) => self.dirty_place(&place, What::CONTENT),
             Err(error) => {
-                let path = parent.join(&place.name);
-                tracing::warn!("{path}: cannot be read ({error}); what is in it is not mirrored");
                 self.dirty_place(&place, What::CONTENT);
+                self.miss(look, was_missed, &path, &error.into());
             }
         }
+    }
+
+    /// What cannot be looked at stays as it is downstream (I8), and is looked at again.
+    fn miss(&mut self, look: Look, was_missed: bool, path: &TreePath, error: &io::Error) {
+        if !was_missed {
+            tracing::warn!(
+                "{path}: {error}; what is in it is left as it is downstream, and looked at again \
+                 until it can be read"
+            );
+        }
+        if self.missed.is_empty() {
+            self.missed_at = Instant::now() + super::MISSED_INTERVAL;
+        }
+        self.missed.insert(look);
     }
 
     /// Watches and lists a directory that is new: the root, or `name` in `parent`. What is in
@@ -141,16 +166,7 @@ impl Watch {
         identity: Identity,
         look: Look,
     ) {
-        let watch = match self.add_watch(&fd) {
-            Ok(watch) => Some(watch),
-            Err(error) if error.raw_os_error() == Some(rustix::io::Errno::NOSPC.raw_os_error()) => {
-                None
-            }
-            Err(error) => {
-                tracing::warn!("cannot watch a directory: {error}");
-                None
-            }
-        };
+        let watch = self.add_watch(&fd);
         let mut entries = Vec::new();
         let mut buffer = std::mem::take(&mut self.list_buffer);
         let listed = list_directory(&fd, &mut buffer, |name, _| {
@@ -168,12 +184,9 @@ impl Watch {
         }
         let before = self.events.len();
         self.read_events();
-        let renamed = EventMask::MOVED_FROM | EventMask::MOVED_TO;
-        if self.overflowed
-            || self.events.iter().skip(before).any(|event| event.mask.intersects(renamed))
-        {
+        if self.overflowed || self.events.iter().skip(before).any(Event::moves_directory) {
             // It may not be where it was listed. Its watch goes, and it is looked at again.
-            if let Some(watch) = watch
+            if let Ok(watch) = watch
                 && self.nodes.by_watch(watch.get_watch_descriptor_id()).is_none()
             {
                 let _ = self.inotify.watches().remove(watch);
@@ -186,8 +199,8 @@ impl Watch {
             None => ROOT,
         };
         match watch {
-            Some(watch) => self.nodes.set_watch(id, watch),
-            None => self.is_unwatched(id),
+            Ok(watch) => self.nodes.set_watch(id, watch),
+            Err(error) => self.is_unwatched(id, &error),
         }
         let Some(path) = self.nodes.path(id) else { return };
         self.dirty(path.clone(), What::CONTENT);
@@ -218,21 +231,25 @@ impl Watch {
         self.inotify.watches().add(path, watch_mask())
     }
 
-    fn is_unwatched(&mut self, id: NodeId) {
+    fn is_unwatched(&mut self, id: NodeId, error: &io::Error) {
         if self.unwatched.is_empty() {
-            let limit = std::fs::read_to_string("/proc/sys/fs/inotify/max_user_watches");
-            let limit = limit.as_deref().unwrap_or("unknown").trim();
+            let is_limit = error.raw_os_error() == Some(rustix::io::Errno::NOSPC.raw_os_error());
+            let reason = if is_limit {
+                "the limit of inotify watches is reached (raise it: sysctl \
+                 fs.inotify.max_user_watches=1048576)"
+            } else {
+                &error.to_string()
+            };
             tracing::warn!(
-                "{}: the limit of inotify watches ({limit}) is reached: the rest of the tree is \
-                 only looked through every {} s or more (degraded). Raise it: \
-                 sysctl fs.inotify.max_user_watches=1048576",
+                "{}: not all directories can be watched: {reason}; until they can, the others are \
+                 looked through every {} s or more (degraded)",
                 self.root.path().display(),
                 super::DEGRADED_INTERVAL.as_secs()
             );
             self.degraded_at = Instant::now() + super::DEGRADED_INTERVAL;
             self.degraded_since = wall_clock();
         }
-        self.unwatched.push(id);
+        self.unwatched.insert(id);
     }
 
     /// A directory is not where it is known to be, and nothing is queued.
@@ -242,9 +259,7 @@ impl Watch {
         }
         let Some(node) = self.nodes.get(id) else { return };
         let place = Place { directory: node.parent, name: node.name.to_vec() };
-        if !self.looks.contains(&Look::At(place.clone())) {
-            self.looks.push(Look::At(place));
-        }
+        self.looks.push(Look::At(place));
     }
 
     fn cannot_look(&mut self, path: &TreePath, error: &io::Error) {
@@ -264,13 +279,15 @@ impl Watch {
                  downstream until that is undone (or restart the source to mirror what is there)"
             );
         }
-        self.held.insert(id, self.clock);
+        self.held.insert(id, Held { since: self.clock, was_read: false });
     }
 
     /// Looks whether held directories are back.
     pub(super) fn release_held(&mut self) {
-        let held: Vec<(NodeId, Timestamp)> = self.held.iter().map(|(id, at)| (*id, *at)).collect();
-        for (id, since) in held {
+        let held: Vec<(NodeId, Held)> = self.held.iter().map(|(id, held)| (*id, *held)).collect();
+        for (id, held) in held {
+            // What was to be sent and was not is not told by any time.
+            let since = if held.was_read { Timestamp::default() } else { held.since };
             let Some(node) = self.nodes.get(id) else {
                 self.held.remove(&id);
                 continue;
@@ -314,6 +331,16 @@ impl Watch {
         let Ok(stat) = stat_fd(&fd) else { return };
         if Identity::of(&stat) != identity {
             return self.look_again(id);
+        }
+        if self.unwatched.contains(&id)
+            && let Ok(watch) = self.add_watch(&fd)
+        {
+            // There is room for it now.
+            self.nodes.set_watch(id, watch);
+            self.unwatched.remove(&id);
+            if self.unwatched.is_empty() {
+                tracing::info!("{}: all directories are watched", self.root.path().display());
+            }
         }
         // By its ctime: the mtime can be set back after a name was removed.
         if timestamp(stat.stx_ctime) >= since {
@@ -365,67 +392,8 @@ impl Watch {
             }
         }
     }
-
-    /// Has the other names of a file found that just got another one.
-    pub(super) fn find_links(&mut self, place: &Place, identity: Identity) {
-        for look in &mut self.looks {
-            if let Look::Links(wanted) = look {
-                wanted.push((place.clone(), identity));
-                return;
-            }
-        }
-        // Last of all looks, so that many new links are found in one pass.
-        self.looks.insert(0, Look::Links(vec![(place.clone(), identity)]));
-    }
-
-    /// Finds names by the inode numbers in listings, which need no `stat` of each entry.
-    fn search_links(&mut self, wanted: &[(Place, Identity)]) {
-        let started = Instant::now();
-        let mut inodes: FxHashSet<u64> =
-            wanted.iter().map(|(_, identity)| identity.inode).collect();
-        // The most likely directories first: those of the new names.
-        let mut directories: Vec<NodeId> =
-            wanted.iter().map(|(place, _)| place.directory).collect();
-        directories.sort_unstable();
-        directories.dedup();
-        directories.extend(self.nodes.ids());
-        for directory in directories {
-            if inodes.is_empty() || started.elapsed() > Duration::from_secs(1) {
-                break;
-            }
-            let Some(path) = self.nodes.path(directory) else { continue };
-            let Ok(fd) = self.root.open_directory(&path) else { continue };
-            let mut names = Vec::new();
-            let mut buffer = std::mem::take(&mut self.list_buffer);
-            let _ = crate::tree::reader::list_inodes(&fd, &mut buffer, |name, inode| {
-                if inodes.contains(&inode) {
-                    names.push(name.to_vec());
-                }
-            });
-            self.list_buffer = buffer;
-            for name in names {
-                let Ok(stat) = stat_at(&fd, &name) else { continue };
-                let place = Place { directory, name };
-                let identity = Identity::of(&stat);
-                if is_directory(&stat) || is_reserved(&place) {
-                    continue;
-                }
-                if !self.links.note(&place, identity, stat.stx_nlink) {
-                    inodes.remove(&identity.inode);
-                }
-            }
-        }
-        for (place, identity) in wanted {
-            self.links.note_searched(*identity);
-            if self.links.group_of(place).len() > 1
-                && let Some(path) = self.path_of(place)
-            {
-                self.dirty(path, What::NAME);
-            }
-        }
-    }
 }
 
-fn is_directory(stat: &Statx) -> bool {
+pub(super) fn is_directory(stat: &Statx) -> bool {
     FileType::from_raw_mode(stat.stx_mode.into()) == FileType::Directory
 }
