@@ -84,6 +84,23 @@ fn reader_of_a_file_replaced_at_leisure() {
     });
 }
 
+/// The writer of the temporary file rests so long that a part of it is sent: that part must not
+/// take the place of the whole file by the rename that follows.
+#[test]
+fn reader_of_a_file_replaced_by_a_slow_writer() {
+    reader_sees_whole_versions(12, 1, true, |file, temporary, number| {
+        let whole = version(number);
+        let mut writer = fs::File::create(temporary).unwrap();
+        let middle = whole.len() / 2;
+        std::io::Write::write_all(&mut writer, &whole.as_bytes()[..middle]).unwrap();
+        // Longer than a file must rest to be sent while it is open.
+        std::thread::sleep(std::time::Duration::from_millis(120));
+        std::io::Write::write_all(&mut writer, &whole.as_bytes()[middle..]).unwrap();
+        drop(writer);
+        fs::rename(temporary, file).unwrap();
+    });
+}
+
 #[test]
 fn reader_of_a_file_exchanged_2_000_times() {
     // Both names hold whole versions at all times. A replica that lags exchanges what it has,

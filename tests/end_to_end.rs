@@ -185,6 +185,98 @@ fn hard_links_stay_linked() {
     pair.converge();
 }
 
+/// The events of a program that goes on writing bear the name that it opened, gone or not.
+#[test]
+fn writes_through_a_name_that_went_are_seen_under_the_others() {
+    let goes: [fn(&Path); 2] = [
+        |src| fs::remove_file(src.join("d/b")).unwrap(),
+        |src| fs::rename(src.join("other"), src.join("d/b")).unwrap(),
+    ];
+    for go in goes {
+        let pair = live(|src| {
+            fs::create_dir(src.join("d")).unwrap();
+            write(src.join("a"), "before");
+            fs::hard_link(src.join("a"), src.join("d/b")).unwrap();
+            write(src.join("other"), "other");
+        });
+        let mut open = fs::File::options().write(true).open(pair.src.join("d/b")).unwrap();
+        go(&pair.src);
+        pair.wait_equal();
+        std::io::Write::write_all(&mut open, b"after!").unwrap();
+        drop(open);
+        pair.converge();
+        assert_eq!(fs::read(pair.dst.join("a")).unwrap(), b"after!");
+    }
+}
+
+/// What cannot be listed is mirrored as soon as its mode lets it.
+#[test]
+fn directories_that_become_readable_are_mirrored() {
+    if !common::machine::need_root("a source without privileges") {
+        return;
+    }
+    let mut pair = Pair::new();
+    let nobody = 54_321;
+    let mode = |mode| std::os::unix::fs::PermissionsExt::from_mode(mode);
+    for name in ["start", "live", "known"] {
+        fs::create_dir(pair.src.join(name)).unwrap();
+        write(pair.src.join(name).join("f"), name);
+    }
+    for path in [&pair.src, &pair.source_state] {
+        run(Command::new("chown").args(["-R", &nobody.to_string()]).arg(path)).unwrap();
+    }
+    fs::set_permissions(pair.scratch.path(), mode(0o777)).unwrap();
+    fs::set_permissions(pair.src.join("start"), mode(0o000)).unwrap();
+    let mut command = Command::new(common::process::mirror());
+    std::os::unix::process::CommandExt::uid(&mut command, nobody);
+    command.args(pair.source_command());
+    pair.source = Some(common::process::Process::spawn(command, &pair.log("source")).unwrap());
+    pair.start_sink();
+    pair.wait_for("what is readable", || pair.dst.join("known/f").exists());
+    assert!(!pair.dst.join("start/f").exists());
+    // One that appears unreadable, and one that becomes so for a while.
+    fs::create_dir(pair.outside.join("late")).unwrap();
+    write(pair.outside.join("late/f"), "late");
+    fs::set_permissions(pair.outside.join("late"), mode(0o000)).unwrap();
+    fs::rename(pair.outside.join("late"), pair.src.join("late")).unwrap();
+    fs::set_permissions(pair.src.join("known"), mode(0o000)).unwrap();
+    assert!(pair.source().wait_log("late: Permission denied", common::patience()));
+    for name in ["start", "late", "known"] {
+        run(Command::new("chown").arg(nobody.to_string()).arg(pair.src.join(name))).unwrap();
+        fs::set_permissions(pair.src.join(name), mode(0o755)).unwrap();
+    }
+    write(pair.src.join("known/g"), "new");
+    pair.converge();
+}
+
+/// Files that are renamed elsewhere do not keep a big directory from being taken up.
+#[test]
+fn renames_of_files_do_not_hold_up_a_listing() {
+    let pair = live(|src| fs::create_dir(src.join("busy")).unwrap());
+    let big = pair.outside.join("big");
+    fs::create_dir(&big).unwrap();
+    for number in 0..20_000 {
+        fs::File::create(big.join(number.to_string())).unwrap();
+    }
+    let done = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let (temporary, file) = (pair.src.join("busy/temporary"), pair.src.join("busy/file"));
+            while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                write(&temporary, "again");
+                fs::rename(&temporary, &file).unwrap();
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        });
+        fs::rename(&big, pair.src.join("big")).unwrap();
+        let last = || fs::read_dir(pair.dst.join("big")).is_ok_and(|names| names.count() == 20_000);
+        let seen = common::pair::wait_until(common::patience(), last);
+        done.store(true, std::sync::atomic::Ordering::Relaxed);
+        assert!(seen, "held up by renames elsewhere");
+    });
+    pair.wait_equal();
+}
+
 #[test]
 fn truncate_with_no_close() {
     let pair = live(|src| write(src.join("f"), vec![1; 10_000]));
