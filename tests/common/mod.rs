@@ -10,6 +10,7 @@ pub mod operations;
 pub mod pair;
 pub mod process;
 pub mod proxy;
+pub mod world;
 
 use std::io::Write as _;
 use std::time::Duration;
