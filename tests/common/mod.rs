@@ -10,6 +10,7 @@ pub mod operations;
 pub mod pair;
 pub mod process;
 pub mod proxy;
+pub mod watched;
 pub mod world;
 
 use std::io::Write as _;
