@@ -483,3 +483,6 @@ fn repeats_last(events: &VecDeque<Event>, event: &Event) -> bool {
             last.mask == event.mask && last.watch == event.watch && last.name == event.name
         })
 }
+
+#[cfg(test)]
+mod tests;
