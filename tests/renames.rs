@@ -22,87 +22,17 @@
 
 mod common;
 
-use std::fs::{self, File};
-use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::fs;
 
-use common::judge::Judge;
+use common::live::{Live, version};
 use common::operations::exchange;
 use common::pair::inode;
 use common::watched::Watched;
-use common::world::{World, with_frame};
+use common::world::with_frame;
 use mirror::journal::checkpoint::Checkpoint;
 use mirror::journal::state_file::Directory;
-use mirror::model::{TreePath, Watermarks};
-use mirror::role::Role as _;
+use mirror::model::TreePath;
 use mirror::wire::{Content, Item, Message};
-
-/// A source and a sink that are equal, in one process.
-struct Live {
-    world: World,
-    judge: Judge,
-    src: PathBuf,
-    dst: PathBuf,
-    directory: tempfile::TempDir,
-}
-
-impl Live {
-    fn new(prepare: impl FnOnce(&Path)) -> Live {
-        let directory = common::machine::scratch();
-        let mut world = World::quiet(directory.path());
-        let [src, dst] = ["src", "dst"].map(|name| directory.path().join(name));
-        prepare(&src);
-        // Only what a test asks for is checkpointed, by ending the sink.
-        world.sink_options.checkpoint_interval = Duration::from_secs(3600);
-        let judge = Judge::new(&src, &dst);
-        let mut live = Live { world, judge, src, dst, directory };
-        live.settle();
-        live
-    }
-
-    fn settle(&mut self) {
-        let differences = self.world.settle(&self.judge, common::patience());
-        assert!(differences.is_empty(), "{}", differences.join("\n"));
-    }
-
-    /// Lets the source send all that it has, and returns it, undelivered.
-    fn sent(&mut self) -> Vec<Item> {
-        let mut idle = 0;
-        while idle < 3 {
-            idle = if self.world.send() { 0 } else { idle + 1 };
-            // A half of a rename may be waited for.
-            std::thread::sleep(Duration::from_millis(2));
-        }
-        self.world.items()
-    }
-
-    /// Lets the sink have all that is on its way, and the source hear nothing of it.
-    fn deliver(&mut self) {
-        while self.world.deliver() {}
-    }
-
-    /// Ends the sink cleanly, with a checkpoint.
-    fn shut_down_sink(&mut self) {
-        self.world.sink.as_mut().unwrap().shut_down().unwrap();
-        self.world.kill_sink();
-    }
-
-    fn watermarks(&self) -> Watermarks {
-        self.world.sink.as_ref().unwrap().state().watermarks.unwrap()
-    }
-
-    fn checkpoint(&self) -> Checkpoint {
-        let control = Directory::open(&self.dst.join(".mirror")).unwrap();
-        Checkpoint::load(&control).unwrap().unwrap()
-    }
-}
-
-/// Writes a file whose size and times do not tell its versions apart.
-fn version(path: impl AsRef<Path>, version: u8) {
-    let mut file = File::create(path).unwrap();
-    std::io::Write::write_all(&mut file, &[b'0' + version; 100]).unwrap();
-    file.set_modified(SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000)).unwrap();
-}
 
 fn is_rename(item: &Item) -> bool {
     matches!(item, Item::Rename { .. } | Item::Exchange { .. })

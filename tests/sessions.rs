@@ -12,6 +12,7 @@
 //! | superseding | `a_state_that_was_sent_supersedes_earlier_records`, `attributes_do_not_supersede_content`, `no_state_supersedes_past_a_rename` |
 //! | a file on its way covers its records | `a_file_on_its_way_is_not_staged_twice` |
 //! | a rename during a comparison marks both ends | `a_rename_during_a_comparison_has_both_ends_compared` |
+//! | I3: what never rests | `a_big_file_that_never_rests_is_sent_as_read_and_once_more` |
 //! | I7: needs are bounded | `too_many_needs_become_one_for_everything` |
 
 mod common;
@@ -23,7 +24,7 @@ use std::rc::Rc;
 use std::time::Instant;
 
 use mirror::journal::Journal;
-use mirror::model::limits::{INLINE_BYTES_MAX, NEEDS_MAX, RENAMES_MAX};
+use mirror::model::limits::{INLINE_BYTES_MAX, NEEDS_MAX, RENAMES_MAX, TRANSFER_ATTEMPTS_MAX};
 use mirror::model::*;
 use mirror::role::identity::SourceIdentity;
 use mirror::role::{Confirmation, Feed, FeedEvent, LinkId, Role as _, Source};
@@ -425,6 +426,27 @@ fn a_file_on_its_way_is_not_staged_twice() {
     session.sender.handle_stage_read(stage);
     assert_eq!(session.paths(), [path("big")]);
     assert_eq!(session.through(), Some(2));
+}
+
+#[test]
+fn a_big_file_that_never_rests_is_sent_as_read_and_once_more() {
+    let mut session = Session::new(&[content("log")], Some((0, 0)));
+    let stage = session.stage_next();
+    let mut times = 1;
+    while session.sender.handle_stage_changed(stage) {
+        times += 1;
+        assert!(times <= TRANSFER_ATTEMPTS_MAX, "it is begun anew for ever");
+    }
+    session.sender.handle_stage_read(stage);
+    session.begin();
+    let commit = session.job().unwrap();
+    assert_eq!(commit.origin, Origin::Commit(stage));
+    assert!(session.finish(commit));
+    assert_eq!(session.through(), None, "what was read is not what was there at one moment");
+    let again = session.job().unwrap();
+    assert_eq!((&again.origin, &again.path), (&Origin::Again(Sequence(1)), &path("log")));
+    assert!(session.finish(again));
+    assert_eq!(session.through(), Some(1));
 }
 
 #[test]

@@ -5,6 +5,7 @@
 #![allow(dead_code)]
 
 pub mod judge;
+pub mod live;
 pub mod machine;
 pub mod operations;
 pub mod pair;
