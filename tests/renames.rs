@@ -6,7 +6,7 @@
 //! |---|---|
 //! | traps 1 to 5 | `trap_1_…` to `trap_5_…` |
 //! | every rename is sent before a state is read | `every_rename_goes_before_any_state` |
-//! | a state is used only if no rename was drained since | `a_rename_between_a_read_and_its_use_has_it_read_again`, and `tests/sessions.rs` |
+//! | a state is used only if no rename was drained since | `a_rename_between_a_drain_and_a_read_…` and `…a_read_and_its_use_has_it_read_again`, and `tests/sessions.rs` |
 //! | renames move stages too | `a_stage_follows_its_file`, `a_big_file_arrives_whatever_happens_on_its_way` in `tests/convergence.rs` |
 //! | two watermarks, in hello and checkpoint | `hello_and_checkpoint_carry_two_watermarks` |
 //! | the marker | `trap_4_…`, `the_marker_tells_…` in `src/tree/replica/tests/rename_rules.rs` |
@@ -172,6 +172,27 @@ fn a_rename_between_a_read_and_its_use_has_it_read_again() {
         live.settle();
         assert_eq!(fs::read(live.dst.join("e/x")).unwrap(), [b'1'; 100], "{drains} drains");
         assert_eq!(fs::read(live.dst.join("d/x")).unwrap(), [b'2'; 100], "{drains} drains");
+    }
+}
+
+#[test]
+fn a_rename_between_a_drain_and_a_read_has_it_read_again() {
+    // So many drains come before the rename. What is read then is of another entry, in the same
+    // directory.
+    for drains in 0..6 {
+        let mut live = Live::new(|src| version(src.join("f"), 0));
+        version(live.src.join("f"), 1);
+        let src = live.src.clone();
+        let mut race = live.world.race.borrow_mut();
+        race.changes_after.extend((0..drains).map(|_| Box::new(|| {}) as Box<dyn FnOnce()>));
+        race.changes_after.push_back(Box::new(move || {
+            fs::rename(src.join("f"), src.join("g")).unwrap();
+            version(src.join("f"), 2);
+        }));
+        drop(race);
+        live.settle();
+        assert_eq!(fs::read(live.dst.join("g")).unwrap(), [b'1'; 100], "{drains} drains");
+        assert_eq!(fs::read(live.dst.join("f")).unwrap(), [b'2'; 100], "{drains} drains");
     }
 }
 

@@ -43,6 +43,8 @@ pub struct Race {
     pub overflows: u8,
     /// What happens before the next drains, one before each.
     pub changes: VecDeque<Change>,
+    /// What happens after the next drains, before anything is read, one after each.
+    pub changes_after: VecDeque<Change>,
 }
 
 impl Race {
@@ -78,7 +80,11 @@ impl Feed for RacyFeed {
         let event = self.watch.poll_event();
         if event.is_none() {
             // Between the end of the drain and what is read next.
-            let _ = self.race.borrow_mut().maybe_operate();
+            let mut race = self.race.borrow_mut();
+            let _ = race.maybe_operate();
+            if let Some(change) = race.changes_after.pop_front() {
+                change();
+            }
             self.drains = true;
         }
         event
@@ -146,7 +152,8 @@ impl World {
         }
         // Every third world has a small queue.
         let overflows = if random.u8(..3) == 0 { random.u8(1..50) } else { 0 };
-        let race = Race { operations, random, log, budget: 0, overflows, changes: VecDeque::new() };
+        let (changes, changes_after) = Default::default();
+        let race = Race { operations, random, log, budget: 0, overflows, changes, changes_after };
         let race = Rc::new(RefCell::new(race));
         let root = Root::open(&src).unwrap();
         let options = WatchOptions { rescan_interval: Duration::from_secs(3600) };
