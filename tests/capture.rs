@@ -242,6 +242,8 @@ fn truncation_by_path_is_told_without_a_close() {
     watched.wait_for("content f");
 }
 
+type Operation = Box<dyn FnOnce()>;
+
 #[test]
 fn what_is_never_opened_is_told_at_once() {
     let mut watched = Watched::new(|root| {
@@ -258,7 +260,7 @@ fn what_is_never_opened_is_told_at_once() {
     let (directory, link, source) = (at("directory"), at("link"), at("file"));
     let (symbolic, going) = (at("symbolic"), at("going"));
     let (other, renamed) = (at("other"), at("renamed"));
-    let operations: Vec<(&str, Box<dyn FnOnce()>)> = vec![
+    let operations: Vec<(&str, Operation)> = vec![
         ("content directory", Box::new(move || fs::create_dir(directory).unwrap())),
         ("content symbolic", Box::new(move || symlink("file", symbolic).unwrap())),
         (

@@ -83,11 +83,10 @@ fn trees_converge_whatever_happens_between_a_read_and_its_use() {
         }
         Err(_) => 0..common::number_from_env("MIRROR_SEEDS", 150),
     };
-    let (mut count, mut rescued) = (0, 0);
+    let count = seeds.end - seeds.start;
+    let mut rescued = Vec::new();
     for seed in seeds {
         let outcome = run(seed);
-        count += 1;
-        rescued += u64::from(outcome.rescued);
         let Outcome { differences, log, kept, .. } = outcome;
         assert!(
             differences.is_empty(),
@@ -96,9 +95,15 @@ fn trees_converge_whatever_happens_between_a_read_and_its_use() {
             differences.join("\n"),
             log.join("\n")
         );
+        rescued.extend(outcome.rescued.then_some(seed));
+        // A rescan heals nearly every mistake, so many of them are one.
+        assert!(
+            rescued.len() as u64 <= 1 + count / 100,
+            "seeds {rescued:?} of {count} needed a rescan; MIRROR_SEED={} is the first",
+            rescued[0]
+        );
     }
-    println!("{rescued} of {count} seeds needed a rescan");
-    assert!(rescued <= 1 + count / 50, "{rescued} of {count} seeds needed a rescan");
+    println!("seeds {rescued:?} of {count} needed a rescan");
 }
 
 /// What may happen to a big file, `big` in `d`, while it is on its way.

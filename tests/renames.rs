@@ -412,7 +412,7 @@ fn a_state_of_a_linked_file_names_all_its_names() {
     let items = live.sent();
     let state = items.iter().find_map(|item| match item {
         Item::State { path, content: Content::Inline { .. }, links, .. } => {
-            Some([&[path.clone()], &links[..]].concat())
+            Some([std::slice::from_ref(path), &links[..]].concat())
         }
         _ => None,
     });
