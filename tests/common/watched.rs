@@ -105,6 +105,17 @@ impl Watched {
         watches.map(|line| line.split(' ').take(3).collect::<Vec<_>>().join(" ")).collect()
     }
 
+    /// Returns the inodes that this watch watches, in order.
+    pub fn inodes(&self) -> Vec<u64> {
+        let inode = |line: &String| {
+            let hex = line.split("ino:").nth(1).expect("an inode");
+            u64::from_str_radix(hex, 16).expect("a number")
+        };
+        let mut inodes: Vec<u64> = self.descriptors().iter().map(inode).collect();
+        inodes.sort();
+        inodes
+    }
+
     /// Runs the C helper of `tests/data`: what only a system call does that std does not have.
     pub fn helper(&self, arguments: &[&str]) -> Child {
         let program = self.scratch.path().join("helper");
