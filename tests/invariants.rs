@@ -156,10 +156,11 @@ fn i6_a_source_follows_no_symlink_and_reveals_nothing_outside() {
 #[test]
 fn i7_a_downstream_that_takes_nothing_is_sent_no_more_than_the_window() {
     let mut live = Live::new(|src| fs::create_dir(src.join("d")).unwrap());
+    // The big one first, so that both its chunks and the small ones have to stop.
+    fs::write(live.src.join("big"), vec![8; 14_000_000]).unwrap();
     for number in 0..200 {
         fs::write(live.src.join(format!("d/{number}")), vec![7; 100_000]).unwrap();
     }
-    fs::write(live.src.join("big"), vec![8; 4_000_000]).unwrap();
     let items = |bytes: &&Vec<u8>| with_frame(bytes, |frame, _| frame.kind == FrameKind::Items);
     let (mut idle, mut bytes) = (0, 0);
     while idle < 20 {
