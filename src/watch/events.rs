@@ -91,13 +91,13 @@ impl Watch {
         } else if mask.contains(EventMask::CLOSE_WRITE) {
             self.unsettled.settle(&place);
             self.created.remove(&place);
-            self.dirty_place(&place, What::CONTENT);
+            self.dirty_written(&place, What::CONTENT);
         } else if mask.contains(EventMask::MODIFY) {
             if !self.unsettled.touch(place.clone(), now) {
-                self.dirty_place(&place, What::CONTENT);
+                self.dirty_written(&place, What::CONTENT);
             }
         } else if mask.contains(EventMask::ATTRIB) {
-            self.dirty_place(&place, What::ATTRIBUTES);
+            self.dirty_written(&place, What::ATTRIBUTES);
             if is_directory && self.nodes.child(directory, &place.name).is_none() {
                 self.looks.push(Look::At(place)); // It may be readable now.
             }
@@ -120,6 +120,7 @@ impl Watch {
     /// Something came to be at `place`, complete at once if it was moved there.
     fn appeared(&mut self, place: Place, is_directory: bool, complete: bool) {
         self.links.remove(&place);
+        self.links.forget_ghost(&place);
         if is_directory {
             self.dirty_place(&place, What::CONTENT);
             self.looks.push(Look::At(place));

@@ -60,10 +60,21 @@ impl Links {
         }
     }
 
-    /// Returns all known names of the file that has, or had, `place` as one of several.
+    /// Returns all known names of the file that has `place` as one of several.
     pub fn group_of(&self, place: &Place) -> impl Iterator<Item = &Place> {
-        let identities = [self.by_place.get(place), self.ghosts.get(place)];
-        identities.into_iter().flatten().flat_map(|identity| self.places(*identity))
+        self.by_place.get(place).into_iter().flat_map(|identity| self.places(*identity))
+    }
+
+    /// Returns the names that are left of a file that had `place` as one of several.
+    pub fn left_of(&self, place: &Place) -> impl Iterator<Item = &Place> {
+        self.ghosts.get(place).into_iter().flat_map(|identity| self.places(*identity))
+    }
+
+    /// Notes that events of `place` are those of a new file.
+    pub fn forget_ghost(&mut self, place: &Place) {
+        if !self.ghosts.is_empty() {
+            self.ghosts.remove(place);
+        }
     }
 
     /// Returns all known names of a file.

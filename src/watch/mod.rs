@@ -63,8 +63,6 @@ fn watch_mask() -> WatchMask {
         | WatchMask::CLOSE_WRITE
         | WatchMask::MODIFY
         | WatchMask::ATTRIB
-        | WatchMask::DELETE_SELF
-        | WatchMask::MOVE_SELF
         | WatchMask::ONLYDIR
         | WatchMask::DONT_FOLLOW
 }
@@ -309,7 +307,7 @@ impl Watch {
     /// Starts what is due by time.
     fn due(&mut self, now: Instant) {
         for place in self.unsettled.due(now) {
-            self.dirty_place(&place, What::CONTENT);
+            self.dirty_written(&place, What::CONTENT);
         }
         let idle = self.looks.is_empty() && self.sweeps.is_empty() && self.recovery.is_none();
         if idle && now >= self.rescan_at {
@@ -333,6 +331,14 @@ impl Watch {
         if !self.held.is_empty() && now >= self.held_at {
             self.held_at = now + HELD_INTERVAL;
             self.release_held();
+        }
+    }
+
+    /// Notes that something wrote to a file by the name `place`, which may be gone since.
+    fn dirty_written(&mut self, place: &Place, what: What) {
+        let left: Vec<Place> = self.links.left_of(place).cloned().collect();
+        for place in left.iter().chain([place]) {
+            self.dirty_place(place, what);
         }
     }
 
@@ -574,3 +580,6 @@ fn repeats_last(events: &VecDeque<Event>, event: &Event) -> bool {
             last.mask == event.mask && last.watch == event.watch && last.name == event.name
         })
 }
+
+#[cfg(test)]
+mod tests;

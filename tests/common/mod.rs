@@ -5,11 +5,14 @@
 #![allow(dead_code)]
 
 pub mod judge;
+pub mod live;
 pub mod machine;
 pub mod operations;
 pub mod pair;
 pub mod process;
 pub mod proxy;
+pub mod watched;
+pub mod world;
 
 use std::io::Write as _;
 use std::time::Duration;

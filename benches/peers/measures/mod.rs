@@ -1,0 +1,178 @@
+//! The measures themselves.
+
+mod initial;
+mod latency;
+mod small_changes;
+
+use std::collections::BTreeSet;
+use std::ffi::OsString;
+use std::fs::{self, File, Metadata};
+use std::io::Write as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant};
+
+use inotify::{Inotify, WatchMask};
+use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, Timespec, Timestamps, Uid};
+
+use crate::Options;
+use crate::common::judge::{Depth, Judge, summary};
+use crate::common::machine::run as run_command;
+use crate::common::process::Usage;
+use crate::ground::Ground;
+use crate::table::{Row, Table};
+use crate::tools::{Daemon, Live, Tool};
+pub use initial::tenfold;
+use initial::{Expected, build, count, initial_live, initial_once};
+use latency::{Latencies, big, percentile};
+use small_changes::{changes, mtime, rename};
+
+/// Uses memory and images once, so that the first timed run pays no more than the others.
+pub fn warm_up(ground: &Ground) -> Result<(), String> {
+    let expected = Expected::of(&ground.src()).map_err(|error| error.to_string())?;
+    build(&ground.new_dst()?, &expected).map_err(|error| error.to_string())
+}
+
+/// Runs one tool once through everything that was asked for.
+pub fn run(
+    tool: Tool,
+    run: u64,
+    ground: &Ground,
+    options: &Options,
+    table: &mut Table,
+) -> Result<(), String> {
+    let own = tool == Tool::Own && (options.wants("own") || options.wants("initial"));
+    let once = matches!(tool, Tool::Tar | Tool::Rsync) && options.wants("initial");
+    if own || once {
+        return initial_once(tool, run, ground, table);
+    }
+    if !matches!(tool, Tool::Mirror | Tool::Lsyncd) {
+        return Ok(());
+    }
+    let dst = ground.new_dst()?;
+    let mut live = initial_live(tool, ground, &dst, options.wants("initial").then_some(table))?;
+    check_equal(tool, &ground.src(), &dst, if run == 0 { Depth::Full } else { Depth::Metadata })?;
+    let measured = live_measures(&mut live, run, ground, &dst, options, table);
+    live.stop();
+    measured
+}
+
+fn live_measures(
+    live: &mut Live,
+    run: u64,
+    ground: &Ground,
+    dst: &Path,
+    options: &Options,
+    table: &mut Table,
+) -> Result<(), String> {
+    let tool = live.tool;
+    let mirror = tool == Tool::Mirror;
+    if options.wants("memory") {
+        // A moment for what is done after the last entry is in place.
+        std::thread::sleep(Duration::from_secs(1));
+        let usages = live.usages();
+        let rows =
+            [(Row::MemorySource, Row::MemorySourcePeak), (Row::MemorySink, Row::MemorySinkPeak)];
+        // lsyncd's second process is the daemon, whose work is done by its children.
+        for (usage, (row, peak)) in usages.iter().zip(rows).take(if mirror { 2 } else { 1 }) {
+            table.add(row, tool, megabytes(usage.resident_bytes));
+            table.add(peak, tool, megabytes(usage.resident_bytes_max));
+        }
+    }
+    if options.wants("idle") {
+        let before = live.usages();
+        std::thread::sleep(Duration::from_secs(IDLE_S));
+        let after = live.usages();
+        let sum = |usages: &[Usage]| {
+            let busy_ns: u64 = usages.iter().map(|usage| usage.busy_ns).sum();
+            (busy_ns as f64, usages.iter().map(|usage| usage.sleeps).sum::<u64>() as f64)
+        };
+        let ((busy_before, sleeps_before), (busy, sleeps)) = (sum(&before), sum(&after));
+        table.add(Row::IdleCpu, tool, (busy - busy_before) / IDLE_S as f64 / 1e9 * 100.0);
+        table.add(Row::IdleWakeups, tool, (sleeps - sleeps_before) / IDLE_S as f64);
+    }
+    live.check()?;
+    if options.wants("latency") {
+        // A second each, for lsyncd.
+        let count = if mirror { options.latencies } else { 10 };
+        let latencies = Latencies::start(ground, dst, &format!("latency-{run}"))?;
+        let times = latencies.measure(|done| done >= count)?;
+        table.add(Row::LatencyP50, tool, percentile(&times, 0.50));
+        table.add(Row::LatencyP99, tool, percentile(&times, 0.99));
+        latencies.remove();
+    }
+    live.check()?;
+    if options.wants("rename") {
+        rename(live, run, ground, dst, table)?;
+    }
+    live.check()?;
+    if options.wants("big") && mirror {
+        big(run, ground, dst, options, table)?;
+    }
+    live.check()?;
+    if options.wants("changes") {
+        changes(live, run, ground, dst, options.changes, table)?;
+    }
+    live.check()?;
+    settled_equal(tool, &ground.src(), dst)
+}
+
+fn check_equal(tool: Tool, src: &Path, dst: &Path, depth: Depth) -> Result<(), String> {
+    let mut judge = Judge::new(src, dst);
+    if !tool.keeps_directory_times() {
+        judge = judge.without_directory_times();
+    }
+    let differences = judge.compare(depth);
+    if differences.is_empty() {
+        return Ok(());
+    }
+    Err(format!("the replica differs:\n{}", summary(&differences)))
+}
+
+/// Waits until the replica is equal but for contents; untimed.
+fn settled_equal(tool: Tool, src: &Path, dst: &Path) -> Result<(), String> {
+    let started = Instant::now();
+    loop {
+        match check_equal(tool, src, dst, Depth::Metadata) {
+            Err(error) if started.elapsed() > patience(tool) => return Err(error),
+            Err(_) => std::thread::sleep(Duration::from_millis(300)),
+            Ok(()) => return Ok(()),
+        }
+    }
+}
+
+fn await_condition(
+    patience: Duration,
+    what: &str,
+    mut condition: impl FnMut() -> bool,
+) -> Result<(), String> {
+    let started = Instant::now();
+    while !condition() {
+        if started.elapsed() > patience {
+            return Err(format!("waited {patience:?} for {what}"));
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    Ok(())
+}
+
+/// Returns what went over the loopback interface so far, in bytes.
+fn loopback_bytes() -> u64 {
+    let text = fs::read_to_string("/proc/net/dev").unwrap_or_default();
+    let line = text.lines().find_map(|line| line.trim_start().strip_prefix("lo:"));
+    line.and_then(|line| line.split_whitespace().next()?.parse().ok()).unwrap_or(0)
+}
+
+fn megabytes(bytes: u64) -> f64 {
+    bytes as f64 / 1e6
+}
+
+/// How long a tool may take for one thing.
+fn patience(tool: Tool) -> Duration {
+    Duration::from_secs(if tool == Tool::Lsyncd { 400 } else { 120 })
+}
+
+/// How long idleness is watched.
+const IDLE_S: u64 = 10;

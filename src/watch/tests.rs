@@ -1,0 +1,166 @@
+//! What cannot be brought about from outside: orders of events that a kernel makes once in a
+//! thousand tries, and the passing of time. The rest of DESIGN 6 is in `tests/capture.rs`.
+//!
+//! - The pair of a rename need not be adjacent: `halves_that_are_not_adjacent_are_one_rename`,
+//!   `halves_that_come_in_two_turns_are_one_rename`.
+//! - Events of a descriptor that was removed still arrive: `events_of_a_removed_watch_tell_nothing`.
+//! - A file that stays open is sent at a bounded rate:
+//!   `a_file_that_never_rests_is_told_at_a_bounded_rate`.
+//! - A listing that finds a known directory elsewhere, with nothing queued, is believed (DESIGN
+//!   7): `a_listing_that_finds_a_known_directory_elsewhere_is_believed`.
+
+use std::fs;
+use std::path::PathBuf;
+
+use super::scan::Look;
+use super::unsettled::Unsettled;
+use super::*;
+
+/// A tree and its watch, after the first scan.
+struct Fixture {
+    watch: Watch,
+    directory: tempfile::TempDir,
+}
+
+impl Fixture {
+    /// Makes directories and, in each, a file `f`.
+    fn new(directories: &[&str]) -> Fixture {
+        let directory = tempfile::tempdir().unwrap();
+        let root = directory.path().join("root");
+        for name in directories {
+            fs::create_dir_all(root.join(name)).unwrap();
+            fs::write(root.join(name).join("f"), "f").unwrap();
+        }
+        let options = WatchOptions { rescan_interval: Duration::from_secs(3600) };
+        let watch = Watch::new(Root::open(&root).unwrap(), options).unwrap();
+        let mut fixture = Fixture { watch, directory };
+        assert_eq!(fixture.changes(), Vec::new());
+        fixture
+    }
+
+    fn at(&self, path: &str) -> PathBuf {
+        self.directory.path().join("root").join(path)
+    }
+
+    /// Returns what is told until the watch is settled.
+    fn changes(&mut self) -> Vec<Change> {
+        let mut changes = Vec::new();
+        loop {
+            while let Some(FeedEvent::Record(record)) = self.watch.poll_event() {
+                changes.push(record.change);
+            }
+            if self.watch.is_settled() {
+                return changes;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// Takes the events that inotify has, unhandled.
+    fn events(&mut self) -> Vec<Event> {
+        self.watch.read_events();
+        self.watch.events.drain(..).collect()
+    }
+}
+
+fn path(text: &str) -> TreePath {
+    TreePath::new(text).unwrap()
+}
+
+fn rename(from: &str, to: &str) -> Change {
+    Change::Rename { from: path(from), to: path(to) }
+}
+
+fn content(text: &str) -> Change {
+    Change::Dirty { path: path(text), what: What::CONTENT }
+}
+
+#[test]
+fn halves_that_are_not_adjacent_are_one_rename() {
+    let mut fixture = Fixture::new(&["a", "b", "c/deep"]);
+    fs::rename(fixture.at("a/f"), fixture.at("b/g")).unwrap();
+    fs::rename(fixture.at("c"), fixture.at("b/c")).unwrap();
+    fs::write(fixture.at("b/f"), "changed").unwrap();
+    let mut events = fixture.events();
+    // Both first halves, then the write, then the second halves, the last one first.
+    let is_second = |event: &Event| event.mask.contains(EventMask::MOVED_TO);
+    let (mut second, mut others): (Vec<Event>, Vec<Event>) =
+        events.drain(..).partition(|event| is_second(event));
+    second.reverse();
+    others.append(&mut second);
+    fixture.watch.events.extend(others);
+    let changes = fixture.changes();
+    for wanted in [rename("a/f", "b/g"), rename("c", "b/c"), content("b/f")] {
+        assert!(changes.contains(&wanted), "{wanted:?} is not in {changes:?}");
+    }
+    fs::write(fixture.at("b/c/deep/f"), "watched").unwrap();
+    assert_eq!(fixture.changes(), [content("b/c/deep/f")]);
+}
+
+#[test]
+fn halves_that_come_in_two_turns_are_one_rename() {
+    let mut fixture = Fixture::new(&["a", "b"]);
+    fs::rename(fixture.at("a/f"), fixture.at("b/g")).unwrap();
+    let mut events = fixture.events();
+    let second = events.pop().unwrap();
+    fixture.watch.events.extend(events);
+    assert_eq!(fixture.watch.poll_event(), None);
+    assert!(!fixture.watch.is_settled(), "a state read now may be that of another path");
+    fixture.watch.events.push_back(second);
+    assert_eq!(fixture.changes().first(), Some(&rename("a/f", "b/g")));
+}
+
+#[test]
+fn events_of_a_removed_watch_tell_nothing() {
+    let mut fixture = Fixture::new(&["d"]);
+    fs::write(fixture.at("d/f"), "changed").unwrap();
+    let late = fixture.events();
+    assert!(!late.is_empty());
+    fs::rename(fixture.at("d"), fixture.directory.path().join("outside")).unwrap();
+    fixture.changes();
+    fs::create_dir(fixture.at("e")).unwrap();
+    fixture.changes();
+    fixture.watch.events.extend(late);
+    assert_eq!(fixture.changes(), Vec::new());
+}
+
+#[test]
+fn a_listing_that_finds_a_known_directory_elsewhere_is_believed() {
+    let mut fixture = Fixture::new(&["d/deep"]);
+    fs::rename(fixture.at("d"), fixture.at("e")).unwrap();
+    assert!(!fixture.events().is_empty(), "what is lost here");
+    let place = Place { directory: ROOT, name: b"e".to_vec() };
+    fixture.watch.looks.push(Look::At(place));
+    let changes = fixture.changes();
+    for wanted in ["d", "e", "e/deep", "e/deep/f"] {
+        assert!(changes.contains(&content(wanted)), "{wanted} is not in {changes:?}");
+    }
+    assert_eq!(fixture.watch.nodes.at(b"d"), None);
+    fs::write(fixture.at("e/deep/f"), "watched").unwrap();
+    assert_eq!(fixture.changes(), [content("e/deep/f")]);
+}
+
+#[test]
+fn a_file_that_never_rests_is_told_at_a_bounded_rate() {
+    let start = Instant::now();
+    let at = |ms: u64| start + Duration::from_millis(ms);
+    let place = Place { directory: ROOT, name: b"log".to_vec() };
+    let mut unsettled = Unsettled::default();
+    // A single write is told once it has rested, and not before.
+    assert!(unsettled.touch(place.clone(), at(0)));
+    assert!(unsettled.due(at(40)).is_empty());
+    assert_eq!(unsettled.progress(&place), Progress::Writing);
+    assert_eq!(unsettled.due(at(60)).len(), 1);
+    assert!(unsettled.due(at(5000)).is_empty());
+    // One that is written every 10 ms for 10 s is told about once a second.
+    let mut told = Vec::new();
+    for ms in (10_000..20_000).step_by(10) {
+        assert!(unsettled.touch(place.clone(), at(ms)));
+        told.extend(unsettled.due(at(ms)).iter().map(|_| ms));
+    }
+    assert!((8..=11).contains(&told.len()), "told at {told:?}");
+    assert_eq!(unsettled.progress(&place), Progress::Unfinished, "sent although it does not rest");
+    // And once more after it rests.
+    assert_eq!(unsettled.due(at(20_100)).len(), 1);
+    assert!(unsettled.due(at(60_000)).is_empty());
+}

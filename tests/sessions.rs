@@ -1,0 +1,563 @@
+//! DESIGN 7 and 4 where only the two session state machines are concerned, call by call.
+//!
+//! | point | tests |
+//! |---|---|
+//! | a path is translated through all later renames | `a_record_is_read_where_its_entry_is_now`, and in `src/model/renames.rs` |
+//! | the rename index is capped | `a_cursor_with_too_many_renames_ahead_has_fallen_off`, `a_session_that_falls_behind_the_rename_index_starts_over`, `agrees_with_plain_replay_and_stays_bounded` in `src/model/renames.rs` |
+//! | read, drain, use | `what_a_rename_touched_meanwhile_is_read_again`, `nothing_is_used_before_the_watch_is_settled` |
+//! | a commit names its path as of then | `a_commit_names_the_path_of_its_moment` |
+//! | two watermarks; renames never repeat | `a_resumed_session_repeats_states_but_no_rename`, `a_rename_that_comes_twice_is_refused`, `a_rename_moves_one_watermark_and_a_mark_the_other` |
+//! | no mark passes what is not in place | `a_mark_waits_for_a_file_on_its_way` |
+//! | Need: compared, answered, translated | `a_need_has_its_subtree_sent_and_is_answered`, `a_need_follows_the_renames_that_were_on_their_way` |
+//! | superseding | `a_state_that_was_sent_supersedes_earlier_records`, `attributes_do_not_supersede_content`, `no_state_supersedes_past_a_rename` |
+//! | a file on its way covers its records | `a_file_on_its_way_is_not_staged_twice` |
+//! | a rename during a comparison marks both ends | `a_rename_during_a_comparison_has_both_ends_compared` |
+//! | I3: what never rests | `a_big_file_that_never_rests_is_sent_as_read_and_once_more` |
+//! | I7: needs are bounded | `too_many_needs_become_one_for_everything` |
+
+mod common;
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::os::fd::BorrowedFd;
+use std::rc::Rc;
+use std::time::Instant;
+
+use mirror::journal::Journal;
+use mirror::model::limits::{INLINE_BYTES_MAX, NEEDS_MAX, RENAMES_MAX, TRANSFER_ATTEMPTS_MAX};
+use mirror::model::*;
+use mirror::role::identity::SourceIdentity;
+use mirror::role::{Confirmation, Feed, FeedEvent, LinkId, Progress, Role as _, Source};
+use mirror::session::sender::{BatchJob, Travel};
+use mirror::session::{Job, Look, Origin, Receiver, ReceiverState, Sender, SourceState};
+use mirror::tree::{Identity, Reader, Root};
+use mirror::wire::message::VERSIONS;
+use mirror::wire::*;
+
+const EPOCH: EpochId = EpochId { counter: 1, random: 1 };
+
+fn path(text: &str) -> TreePath {
+    TreePath::new(text).unwrap()
+}
+
+fn dirty(at: &str, what: What) -> Change {
+    Change::Dirty { path: path(at), what }
+}
+
+fn content(at: &str) -> Change {
+    dirty(at, What::CONTENT)
+}
+
+fn rename(from: &str, to: &str) -> Change {
+    Change::Rename { from: path(from), to: path(to) }
+}
+
+fn hello(marks: Option<(u64, u64)>) -> DownstreamHello {
+    let watermarks = marks.map(|(moved, applied)| Watermarks {
+        epoch: EPOCH,
+        moved: Sequence(moved),
+        applied: Sequence(applied),
+    });
+    DownstreamHello {
+        versions: VERSIONS,
+        node: NodeId(2),
+        tree: None,
+        watermarks,
+        trusted_until: Timestamp::default(),
+        empty: false,
+    }
+}
+
+/// A sender, and what its shell knows.
+struct Session {
+    sender: Sender,
+    journal: Vec<Record>,
+    renames: RenameIndex,
+    now: Instant,
+}
+
+impl Session {
+    /// A session with a journal; the downstream says its marks, moved and applied.
+    fn new(journal: &[Change], marks: Option<(u64, u64)>) -> Session {
+        let now = Instant::now();
+        let renames = RenameIndex::new(Sequence(0));
+        let mut session = Session { sender: Sender::new(now), journal: Vec::new(), renames, now };
+        for change in journal {
+            session.journal(change.clone());
+        }
+        let plan = session.message(Message::DownstreamHello(hello(marks)));
+        let Some(Message::UpstreamHello(answer)) = plan else { panic!("{plan:?}") };
+        assert_eq!(answer.plan == Plan::Resume, marks.is_some());
+        session
+    }
+
+    fn journal(&mut self, change: Change) {
+        let sequence = Sequence(self.journal.len() as u64 + 1);
+        self.renames.push(sequence, &change);
+        self.journal.push(Record { sequence, change });
+    }
+
+    fn head(&self) -> Sequence {
+        Sequence(self.journal.len() as u64)
+    }
+
+    fn message(&mut self, message: Message) -> Option<Message> {
+        let state = SourceState {
+            tree: TreeId(1),
+            chain: vec![NodeId(1)],
+            epoch: Epoch { id: EPOCH, parent: None },
+            floor: Sequence(0),
+            head: self.head(),
+            clock: Timestamp::default(),
+        };
+        self.sender.handle_message(message, &state, &self.renames, self.now).unwrap()
+    }
+
+    /// Sends the renames and reads the journal, as before each batch. Returns the renames.
+    fn begin(&mut self) -> Vec<Item> {
+        let renames = std::iter::from_fn(|| self.sender.poll_rename(&self.renames)).collect();
+        if let Some(after) = self.sender.wants_records(self.head()) {
+            let records = self.journal[after.0 as usize..].to_vec();
+            self.sender.handle_records(records, self.head());
+        }
+        self.sender.begin_batch(self.head());
+        renames
+    }
+
+    fn job(&mut self) -> Option<Job> {
+        self.sender.next_job(&self.renames)
+    }
+
+    /// Ends a batch of one job. Returns whether it may be used.
+    fn finish(&mut self, job: Job) -> bool {
+        self.sender.finish_batch(vec![BatchJob::done(job)], true, &self.renames)[0]
+    }
+
+    /// Sends everything. Returns the paths that were read, in order.
+    fn paths(&mut self) -> Vec<TreePath> {
+        let mut paths = Vec::new();
+        loop {
+            self.begin();
+            let Some(job) = self.job() else { return paths };
+            paths.push(job.path.clone());
+            assert!(self.finish(job));
+        }
+    }
+
+    /// Has the file of a job put on its way.
+    fn stage(&mut self, job: &Job) -> Travel {
+        let size = INLINE_BYTES_MAX as u64 + 1;
+        let metadata =
+            Metadata { mode: 0, uid: 0, gid: 0, mtime: Timestamp::default(), xattrs: Vec::new() };
+        let look = Look {
+            entry: &Entry { kind: Kind::Regular { size }, metadata },
+            identity: Identity { device: 0, inode: 1 },
+            ctime: Timestamp::default(),
+            has_holes: false,
+            is_linked: false,
+            links: &[],
+        };
+        self.sender.content_for(job, &look)
+    }
+
+    /// Has the file of the next job put on its way, and the job done.
+    fn stage_next(&mut self) -> StageId {
+        self.begin();
+        let job = self.job().unwrap();
+        let Travel::Stage(stage) = self.stage(&job) else { panic!("it is not staged") };
+        let opened = BatchJob { done: false, ..BatchJob::done(job) };
+        assert_eq!(self.sender.finish_batch(vec![opened], true, &self.renames), [true]);
+        stage
+    }
+
+    fn through(&mut self) -> Option<u64> {
+        match self.sender.poll_through(Timestamp::default()) {
+            Some(Item::Through { sequence, .. }) => Some(sequence.0),
+            Some(item) => panic!("{item:?}"),
+            None => None,
+        }
+    }
+}
+
+#[test]
+fn a_record_is_read_where_its_entry_is_now() {
+    let journal = [
+        content("d/x"),
+        rename("d", "e"),
+        content("d/x"),
+        rename("e/x", "f"),
+        Change::Exchange { a: path("f"), b: path("g") },
+    ];
+    let mut session = Session::new(&journal, Some((0, 0)));
+    assert_eq!(session.paths(), [path("g"), path("d/x")]);
+}
+
+#[test]
+fn a_cursor_with_too_many_renames_ahead_has_fallen_off() {
+    let journal = vec![rename("a", "b"); RENAMES_MAX + 1];
+    for (applied, falls) in [(0, true), (1, false)] {
+        let mut session = Session::new(&journal, None);
+        let mut sender = Sender::new(session.now);
+        std::mem::swap(&mut session.sender, &mut sender);
+        let answer = session.message(Message::DownstreamHello(hello(Some((applied, applied)))));
+        let Some(Message::UpstreamHello(answer)) = answer else { panic!("{answer:?}") };
+        assert_eq!(answer.plan != Plan::Resume, falls, "applied through {applied}");
+    }
+}
+
+#[test]
+fn what_a_rename_touched_meanwhile_is_read_again() {
+    let cases = [
+        ("d/x", "g", Some("g")),
+        ("d", "e", Some("e/x")),
+        ("d/x/y", "z", Some("d/x")),
+        ("other", "d/x2", None),
+    ];
+    for (from, to, again) in cases {
+        let mut session = Session::new(&[content("d/x")], Some((0, 0)));
+        session.begin();
+        let job = session.job().unwrap();
+        session.journal(rename(from, to));
+        assert_eq!(session.finish(job), again.is_none(), "{from} to {to}");
+        assert_eq!(session.begin().len(), 1);
+        assert_eq!(session.job().map(|job| job.path), again.map(path), "{from} to {to}");
+    }
+}
+
+#[test]
+fn nothing_is_used_before_the_watch_is_settled() {
+    let mut session = Session::new(&[content("f")], Some((0, 0)));
+    session.begin();
+    let job = session.job().unwrap();
+    let jobs = vec![BatchJob::done(job)];
+    assert_eq!(session.sender.finish_batch(jobs, false, &session.renames), [false]);
+    assert_eq!(session.through(), None);
+    // Nor where the feed knows another directory than the one that was read in.
+    session.begin();
+    let job = session.job().unwrap();
+    let elsewhere = BatchJob { confirmed: false, ..BatchJob::done(job) };
+    assert_eq!(session.sender.finish_batch(vec![elsewhere], true, &session.renames), [false]);
+    assert_eq!(session.paths(), [path("f")]);
+    assert_eq!(session.through(), Some(1));
+}
+
+#[test]
+fn a_commit_names_the_path_of_its_moment() {
+    let mut session = Session::new(&[content("d/big")], Some((0, 0)));
+    let stage = session.stage_next();
+    session.journal(rename("d", "e"));
+    session.begin();
+    session.sender.handle_stage_read(stage);
+    let commit = session.job().unwrap();
+    assert_eq!((&commit.origin, &commit.path), (&Origin::Commit(stage), &path("e/big")));
+    // And again, if a rename comes between its look and its use.
+    session.journal(rename("e", "f"));
+    assert!(!session.finish(commit));
+    session.begin();
+    let commit = session.job().unwrap();
+    assert_eq!((&commit.origin, &commit.path), (&Origin::Commit(stage), &path("f/big")));
+    assert!(session.finish(commit));
+    assert_eq!(session.paths(), []);
+}
+
+#[test]
+fn a_resumed_session_repeats_states_but_no_rename() {
+    let journal = [content("f"), rename("f", "g"), content("h"), rename("h", "i"), content("j")];
+    let mut session = Session::new(&journal, Some((2, 0)));
+    let renames = session.begin();
+    let only = Item::Rename { sequence: Sequence(4), from: path("h"), to: path("i") };
+    assert_eq!(renames, [only]);
+    assert_eq!(session.paths(), [path("g"), path("i"), path("j")]);
+}
+
+/// Returns a receiver that resumes at these marks, moved and applied.
+fn resumed(moved: u64, applied: u64) -> (ReceiverState, Receiver) {
+    let now = Instant::now();
+    let mut state = ReceiverState::new(NodeId(2));
+    state.watermarks = hello(Some((moved, applied))).watermarks;
+    let (mut receiver, _) = Receiver::new(&mut state, false, now);
+    let answer = UpstreamHello {
+        version: VERSIONS.newest,
+        tree: TreeId(1),
+        chain: vec![NodeId(1)],
+        epoch: Epoch { id: EPOCH, parent: None },
+        plan: Plan::Resume,
+        head: Sequence(100),
+        clock: Timestamp::default(),
+    };
+    receiver.handle_message(&mut state, Message::UpstreamHello(answer), now).unwrap();
+    (state, receiver)
+}
+
+#[test]
+fn a_rename_that_comes_twice_is_refused() {
+    let (mut state, mut receiver) = resumed(7, 3);
+    let at =
+        |sequence| Item::Rename { sequence: Sequence(sequence), from: path("a"), to: path("b") };
+    assert!(receiver.handle_item(&mut state, &at(7)).is_err());
+    assert!(receiver.handle_item(&mut state, &at(8)).unwrap());
+    receiver.handle_applied(&mut state, &at(8), Vec::new());
+    assert!(receiver.handle_item(&mut state, &at(8)).is_err());
+}
+
+#[test]
+fn a_rename_moves_one_watermark_and_a_mark_the_other() {
+    let (mut state, mut receiver) = resumed(7, 3);
+    let marks = |state: &ReceiverState| {
+        let marks = state.watermarks.unwrap();
+        (marks.moved.0, marks.applied.0)
+    };
+    let rename = Item::Rename { sequence: Sequence(9), from: path("a"), to: path("b") };
+    assert!(receiver.handle_item(&mut state, &rename).unwrap());
+    receiver.handle_applied(&mut state, &rename, Vec::new());
+    assert_eq!(marks(&state), (9, 3));
+    let through = Item::Through { sequence: Sequence(5), clock: Timestamp::default() };
+    assert!(!receiver.handle_item(&mut state, &through).unwrap());
+    assert_eq!(marks(&state), (9, 3), "what the mark follows is not in place with its times yet");
+    receiver.handle_flushed(&mut state);
+    assert_eq!(marks(&state), (9, 5));
+    let through = Item::Through { sequence: Sequence(12), clock: Timestamp::default() };
+    receiver.handle_item(&mut state, &through).unwrap();
+    receiver.handle_flushed(&mut state);
+    assert_eq!(marks(&state), (12, 12), "moved is never behind");
+}
+
+#[test]
+fn a_mark_waits_for_a_file_on_its_way() {
+    let mut session = Session::new(&[content("a"), content("big"), content("b")], Some((0, 0)));
+    session.begin();
+    let job = session.job().unwrap();
+    assert!(session.finish(job));
+    assert_eq!(session.through(), Some(1));
+    let stage = session.stage_next();
+    assert_eq!(session.paths(), [path("b")], "later records go on");
+    assert_eq!(session.through(), None);
+    session.sender.handle_stage_read(stage);
+    assert_eq!(session.paths(), [path("big")]);
+    assert_eq!(session.through(), Some(3));
+}
+
+#[test]
+fn a_need_has_its_subtree_sent_and_is_answered() {
+    let mut session = Session::new(&[], Some((0, 0)));
+    let need = Message::Need { id: 5, path: path("d"), content: true, moved: Sequence(0) };
+    assert_eq!(session.message(need), None);
+    session.begin();
+    let job = session.job().unwrap();
+    assert_eq!((&job.path, job.what), (&path("d"), What::CONTENT));
+    assert!(matches!(job.origin, Origin::Walk(_)));
+    session.sender.visit(&job.origin, vec![path("d/a"), path("d/b")]);
+    assert!(session.finish(job));
+    assert_eq!(session.sender.poll_through(Timestamp::default()), None, "not all was sent");
+    assert_eq!(session.paths(), [path("d/a"), path("d/b")]);
+    let answer = session.sender.poll_through(Timestamp::default());
+    assert_eq!(answer, Some(Item::Answered { id: 5 }));
+}
+
+#[test]
+fn a_need_follows_the_renames_that_were_on_their_way() {
+    let mut session = Session::new(&[rename("d", "e"), rename("e", "f")], Some((0, 0)));
+    assert_eq!(session.begin().len(), 2);
+    // The downstream had the first one only when it missed something.
+    session.message(Message::Need { id: 1, path: path("e/x"), content: true, moved: Sequence(1) });
+    assert_eq!(session.paths(), [path("f/x")]);
+}
+
+#[test]
+fn a_state_that_was_sent_supersedes_earlier_records() {
+    let journal = [content("f"), content("g"), dirty("f", What::ATTRIBUTES), content("f")];
+    let mut session = Session::new(&journal, Some((0, 0)));
+    assert_eq!(session.paths(), [path("f"), path("g")], "f was read after its last record");
+    assert_eq!(session.through(), Some(4));
+    // A record that was not there yet when it was read is not superseded.
+    session.journal(content("f"));
+    assert_eq!(session.paths(), [path("f")]);
+}
+
+#[test]
+fn attributes_do_not_supersede_content() {
+    for (first, second, jobs) in [
+        (What::ATTRIBUTES, What::CONTENT, 2),
+        (What::ATTRIBUTES, What::NAME, 2),
+        (What::NAME, What::CONTENT, 2),
+        (What::NAME, What::ATTRIBUTES, 1),
+        (What::CONTENT, What::NAME, 1),
+    ] {
+        let journal = [dirty("f", first), dirty("f", second), content("g")];
+        let mut session = Session::new(&journal, Some((0, 0)));
+        let paths = session.paths();
+        let count = paths.iter().filter(|at| **at == path("f")).count();
+        assert_eq!(count, jobs, "{first:?}, then {second:?}");
+    }
+}
+
+#[test]
+fn no_state_supersedes_past_a_rename() {
+    for (one, two) in [(rename("f", "x"), rename("y", "f")), (rename("d", "x"), rename("y", "d"))] {
+        let (from, _) = two.ends().unwrap();
+        let (target, moved) = match one.ends().unwrap().0.as_bytes() {
+            b"f" => ("f", from.clone()),
+            _ => ("d/f", from.join(b"f")),
+        };
+        let journal = [content(target), Change::Dirty { path: moved, what: What::CONTENT }];
+        let mut session = Session::new(&journal, Some((0, 0)));
+        session.begin();
+        let job = session.job().unwrap();
+        assert_eq!(job.path, path(target));
+        assert!(session.finish(job));
+        // What was sent is somewhere else now, and something else came to its path.
+        session.journal(one);
+        session.journal(two);
+        assert_eq!(session.paths(), [path(target)], "the second record is for the same path now");
+    }
+}
+
+#[test]
+fn a_file_on_its_way_is_not_staged_twice() {
+    let mut session = Session::new(&[content("big")], Some((0, 0)));
+    let stage = session.stage_next();
+    // A file that never rests makes such records all the time.
+    session.journal(content("big"));
+    session.begin();
+    let job = session.job().unwrap();
+    assert_eq!(session.stage(&job), Travel::Absorbed);
+    assert!(session.finish(job));
+    assert_eq!(session.through(), None, "the commit covers both records");
+    session.sender.handle_stage_read(stage);
+    assert_eq!(session.paths(), [path("big")]);
+    assert_eq!(session.through(), Some(2));
+}
+
+#[test]
+fn a_big_file_that_never_rests_is_sent_as_read_and_once_more() {
+    let mut session = Session::new(&[content("log")], Some((0, 0)));
+    let stage = session.stage_next();
+    let mut times = 1;
+    while session.sender.handle_stage_changed(stage) {
+        times += 1;
+        assert!(times <= TRANSFER_ATTEMPTS_MAX, "it is begun anew for ever");
+    }
+    session.sender.handle_stage_read(stage);
+    session.begin();
+    let commit = session.job().unwrap();
+    assert_eq!(commit.origin, Origin::Commit(stage));
+    assert!(session.finish(commit));
+    assert_eq!(session.through(), None, "what was read is not what was there at one moment");
+    let again = session.job().unwrap();
+    assert_eq!((&again.origin, &again.path), (&Origin::Again(Sequence(1)), &path("log")));
+    assert!(session.finish(again));
+    assert_eq!(session.through(), Some(1));
+}
+
+#[test]
+fn a_rename_during_a_comparison_has_both_ends_compared() {
+    let mut session = Session::new(&[], None);
+    session.begin();
+    let root = session.job().unwrap();
+    assert!(root.path.is_root());
+    session.sender.visit(&root.origin, vec![path("a"), path("b")]);
+    assert!(session.finish(root));
+    let job = session.job().unwrap();
+    assert_eq!(job.path, path("a"));
+    assert!(session.finish(job));
+    // What was compared already goes to what was not, and back.
+    session.journal(rename("a", "c"));
+    assert_eq!(session.begin().len(), 1);
+    let paths = session.paths();
+    for end in ["a", "c"] {
+        assert!(paths.contains(&path(end)), "{end} is not in {paths:?}");
+    }
+}
+
+#[test]
+fn too_many_needs_become_one_for_everything() {
+    let mut state = ReceiverState::new(NodeId(2));
+    for number in 0..3 * NEEDS_MAX {
+        state.need(path(&format!("f{number}")), true, None);
+        assert!(state.needs().count() <= NEEDS_MAX);
+    }
+    assert_eq!(state.needs().next(), Some((&TreePath::root(), false)));
+}
+
+/// A feed of records that a test makes.
+#[derive(Clone, Default)]
+struct Given(Rc<RefCell<VecDeque<Record>>>);
+
+impl Feed for Given {
+    fn poll_event(&mut self) -> Option<FeedEvent> {
+        self.0.borrow_mut().pop_front().map(FeedEvent::Record)
+    }
+    fn committed(&mut self, _position: Position) {}
+    fn start(&mut self, _next: Sequence) {}
+    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+    fn is_settled(&self) -> bool {
+        true
+    }
+    fn poll_timeout(&self) -> Option<Instant> {
+        None
+    }
+    fn clock(&self) -> Timestamp {
+        Timestamp::default()
+    }
+    fn links(&mut self, _: Identity, _: u32, _: &TreePath) -> Vec<TreePath> {
+        Vec::new()
+    }
+    fn confirm(&mut self, _: &[u8], _: Identity) -> Confirmation {
+        Confirmation::Known
+    }
+    fn progress(&self, _: &TreePath) -> Progress {
+        Progress::Finished
+    }
+    fn mark(&mut self, _: &TreePath) {}
+    fn hold(&mut self) -> Option<String> {
+        None
+    }
+}
+
+/// Each rename that is not sent leaves an entry at a path that it does not have.
+#[test]
+fn a_session_that_falls_behind_the_rename_index_starts_over() {
+    let scratch = common::machine::scratch();
+    let [root, state] = ["root", "state"].map(|name| scratch.path().join(name));
+    for directory in [&root, &state] {
+        std::fs::create_dir(directory).unwrap();
+    }
+    let tree = Root::open(&root).unwrap();
+    let identity = SourceIdentity::load(&state, &tree, false).unwrap();
+    let journal = Journal::open(&state.join("journal"), 64 << 20).unwrap();
+    let (first, feed) = (journal.next_sequence().0, Given::default());
+    let mut source = Source::new(root, feed.clone(), journal, Reader::new(tree), identity).unwrap();
+    let (link, now) = (LinkId(1), Instant::now());
+    source.handle_connected(link, now);
+    let bytes = encode_message(&Message::DownstreamHello(hello(None)));
+    let mut decoder = FrameDecoder::default();
+    decoder.receive(&bytes);
+    let (frame, length) = decoder.next_frame().unwrap().unwrap();
+    source.handle_frame(link, frame, length, now).unwrap();
+    while source.poll_transmit(link, now).unwrap().is_some() {}
+    // While the link takes nothing, more happens than the index holds.
+    let count = RENAMES_MAX as u64 + 10;
+    for number in 0..count {
+        let change = if number % 2 == 0 { rename("a", "b") } else { rename("b", "a") };
+        let sequence = Sequence(first + number);
+        feed.0.borrow_mut().push_back(Record { sequence, change });
+    }
+    source.handle_readable(now).unwrap();
+    let mut sent = 0;
+    loop {
+        match source.poll_transmit(link, now) {
+            Err(_) => return, // It is told to start over.
+            Ok(None) => break,
+            Ok(Some(bytes)) => {
+                let mut decoder = FrameDecoder::default();
+                decoder.receive(&bytes);
+                let (frame, _) = decoder.next_frame().unwrap().unwrap();
+                let items = frame.items().map(|item| item.unwrap().0);
+                sent += items.filter(|item| matches!(item, Item::Rename { .. })).count() as u64;
+            }
+        }
+    }
+    assert_eq!(sent, count, "renames were left out");
+}

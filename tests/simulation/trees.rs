@@ -1,0 +1,250 @@
+//! Both ends' trees, in memory: one that users change and that notes what they did, and one that
+//! items are applied to.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+
+use mirror::model::*;
+use mirror::session::ReceiverState;
+use mirror::wire::*;
+
+/// What is at a path: a directory, or a version of a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Node {
+    Directory,
+    File { version: u64, changed_at: i64 },
+}
+
+/// A tree by its paths, the root left out.
+#[derive(Debug, Clone, Default)]
+pub struct Tree(pub BTreeMap<TreePath, Node>);
+
+impl Tree {
+    pub fn get(&self, path: &TreePath) -> Option<Node> {
+        if path.is_root() { Some(Node::Directory) } else { self.0.get(path).copied() }
+    }
+
+    pub fn take(&mut self, path: &TreePath) -> Vec<(TreePath, Node)> {
+        let below: Vec<TreePath> =
+            self.0.keys().filter(|known| known.starts_with(path)).cloned().collect();
+        below.into_iter().filter_map(|key| self.0.remove_entry(&key)).collect()
+    }
+
+    pub fn put(&mut self, taken: Vec<(TreePath, Node)>, from: &TreePath, to: &TreePath) {
+        for (path, node) in taken {
+            if let Some(path) = path.rebase(from, to) {
+                self.0.insert(path, node);
+            }
+        }
+    }
+
+    pub fn children(&self, path: &TreePath) -> Vec<Name> {
+        let inside = |known: &&TreePath| known.parent().as_ref() == Some(path);
+        self.0.keys().filter(inside).filter_map(|known| known.name().map(<[u8]>::to_vec)).collect()
+    }
+
+    /// Everything but when it changed.
+    pub fn content(&self) -> BTreeMap<TreePath, Option<u64>> {
+        let version = |node: &Node| match node {
+            Node::Directory => None,
+            Node::File { version, .. } => Some(*version),
+        };
+        self.0.iter().map(|(path, node)| (path.clone(), version(node))).collect()
+    }
+}
+
+/// The source: a tree, events that were not drained, a journal.
+pub struct Home {
+    pub tree: Tree,
+    pub events: VecDeque<Change>,
+    pub journal: Vec<Record>,
+    pub renames: RenameIndex,
+    pub version: u64,
+}
+
+impl Home {
+    pub fn dirty(&mut self, path: &TreePath, what: What) {
+        self.events.push_back(Change::Dirty { path: path.clone(), what });
+    }
+
+    pub fn dirty_below(&mut self, path: &TreePath) {
+        let below: Vec<TreePath> =
+            self.tree.0.keys().filter(|known| known.starts_with(path)).cloned().collect();
+        for path in below {
+            self.dirty(&path, What::CONTENT);
+        }
+    }
+
+    pub fn head(&self) -> Sequence {
+        Sequence(self.journal.len() as u64)
+    }
+
+    pub fn drain(&mut self) {
+        while let Some(change) = self.events.pop_front() {
+            let sequence = self.head().next();
+            self.renames.push(sequence, &change);
+            self.journal.push(Record { sequence, change });
+        }
+    }
+
+    pub fn operate(&mut self, random: &mut fastrand::Rng, now: i64) {
+        let mut directories: Vec<TreePath> = vec![TreePath::root()];
+        let is_directory = |(_, node): &(&TreePath, &Node)| **node == Node::Directory;
+        directories.extend(self.tree.0.iter().filter(is_directory).map(|(path, _)| path.clone()));
+        let place = |random: &mut fastrand::Rng| {
+            let directory = random.choice(&directories).unwrap();
+            directory.join(&[*random.choice(b"abc").unwrap()])
+        };
+        let path = place(random);
+        let there = self.tree.get(&path);
+        if path.names().count() > 5 {
+            return;
+        }
+        self.version += 1;
+        let file = Node::File { version: self.version, changed_at: now };
+        match random.u8(..100) {
+            0..30 if there != Some(Node::Directory) => {
+                self.tree.0.insert(path.clone(), file);
+                self.dirty(&path, What::CONTENT);
+            }
+            30..50 if there.is_none() => {
+                self.tree.0.insert(path.clone(), Node::Directory);
+                self.tree.0.insert(path.join(b"a"), file);
+                self.dirty_below(&path);
+            }
+            50..62 if there.is_some() => {
+                self.tree.take(&path);
+                self.dirty(&path, What::CONTENT);
+            }
+            62..92 => {
+                let to = place(random);
+                let target = self.tree.get(&to);
+                let fits = match (there, target) {
+                    (Some(_), None) => true,
+                    (Some(Node::File { .. }), Some(Node::File { .. })) => true,
+                    (Some(Node::Directory), Some(Node::Directory)) => {
+                        self.tree.children(&to).is_empty()
+                    }
+                    _ => false,
+                };
+                if !fits || to.is_related(&path) {
+                    return;
+                }
+                self.tree.take(&to);
+                let taken = self.tree.take(&path);
+                self.tree.put(taken, &path, &to);
+                self.events.push_back(Change::Rename { from: path.clone(), to: to.clone() });
+                self.dirty(&path, What::CONTENT);
+                self.dirty(&to, What::ATTRIBUTES);
+            }
+            92.. => {
+                let other = place(random);
+                let both = there.is_some() && self.tree.get(&other).is_some();
+                if !both || other.is_related(&path) {
+                    return;
+                }
+                let (a, b) = (self.tree.take(&path), self.tree.take(&other));
+                self.tree.put(a, &path, &other);
+                self.tree.put(b, &other, &path);
+                self.events.push_back(Change::Exchange { a: path.clone(), b: other.clone() });
+                self.dirty(&path, What::CONTENT);
+                self.dirty(&other, What::CONTENT);
+            }
+            _ => {}
+        }
+    }
+}
+
+/// The replica: a tree and what outlives connections.
+pub struct Replica {
+    pub tree: Tree,
+    pub state: ReceiverState,
+    pub stages: HashMap<StageId, u64>,
+}
+
+impl Replica {
+    pub fn apply(&mut self, item: &Item, raw: &[u8]) -> Vec<(TreePath, bool)> {
+        let mut needs = Vec::new();
+        match item {
+            Item::Rename { from, to, .. } => {
+                let taken = self.tree.take(from);
+                if taken.is_empty() {
+                    return vec![(to.clone(), true)];
+                }
+                self.make_parents(to, &mut needs);
+                self.tree.take(to);
+                self.tree.put(taken, from, to);
+            }
+            Item::Exchange { a, b, .. } => {
+                let (one, two) = (self.tree.take(a), self.tree.take(b));
+                needs.extend(one.is_empty().then(|| (b.clone(), true)));
+                needs.extend(two.is_empty().then(|| (a.clone(), true)));
+                self.make_parents(a, &mut needs);
+                self.make_parents(b, &mut needs);
+                self.tree.put(one, a, b);
+                self.tree.put(two, b, a);
+            }
+            Item::State { path, entry, content, .. } => {
+                if path.is_root() {
+                    return needs;
+                }
+                self.make_parents(path, &mut needs);
+                if entry.is_directory() {
+                    if self.tree.get(path) != Some(Node::Directory) {
+                        self.tree.0.insert(path.clone(), Node::Directory);
+                    }
+                    return needs;
+                }
+                let own = match self.tree.get(path) {
+                    Some(Node::File { version, .. }) => Some(version),
+                    _ => None,
+                };
+                let version = match content {
+                    Content::Inline { .. } => Some(number(raw)),
+                    Content::Staged { stage, .. } => self.stages.remove(stage),
+                    Content::Keep | Content::Compare { digest: None } | Content::Linked => own,
+                    Content::Compare { digest: Some(digest) } => {
+                        own.filter(|version| digest[..8] == version.to_le_bytes())
+                    }
+                };
+                match version {
+                    Some(version) => {
+                        self.tree.take(path);
+                        self.tree.0.insert(path.clone(), Node::File { version, changed_at: 0 });
+                    }
+                    None => needs.push((path.clone(), true)),
+                }
+            }
+            Item::Absent { path, .. } => _ = self.tree.take(path),
+            Item::Names { path, names, .. } => {
+                let names: BTreeSet<&[u8]> = names.iter().map(|name| &name[..]).collect();
+                for name in self.tree.children(path) {
+                    if !names.contains(&name[..]) {
+                        self.tree.take(&path.join(&name));
+                    }
+                }
+            }
+            Item::StageData { stage, .. } => _ = self.stages.insert(*stage, number(raw)),
+            Item::StageAbort { stage } => _ = self.stages.remove(stage),
+            Item::StageOpen { .. }
+            | Item::Through { .. }
+            | Item::Answered { .. }
+            | Item::Unfinished { .. } => {}
+        }
+        needs
+    }
+
+    pub fn make_parents(&mut self, path: &TreePath, needs: &mut Vec<(TreePath, bool)>) {
+        let Some(parent) = path.parent() else { return };
+        if self.tree.get(&parent) == Some(Node::Directory) {
+            return;
+        }
+        self.make_parents(&parent, needs);
+        self.tree.take(&parent);
+        self.tree.0.insert(parent.clone(), Node::Directory);
+        needs.push((parent, false));
+    }
+}
+
+pub fn number(raw: &[u8]) -> u64 {
+    raw.first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes))
+}
