@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use inotify::EventMask;
+use rustix::fs::Statx;
 
 use super::nodes::{NodeId, Place, ROOT};
 use super::scan::Look;
@@ -120,7 +121,6 @@ impl Watch {
     /// Something came to be at `place`, complete at once if it was moved there.
     fn appeared(&mut self, place: Place, is_directory: bool, complete: bool) {
         self.links.remove(&place);
-        self.links.forget_ghost(&place);
         if is_directory {
             self.dirty_place(&place, What::CONTENT);
             self.looks.push(Look::At(place));
@@ -230,9 +230,13 @@ impl Watch {
 
     /// Returns the inode at a place now.
     pub(super) fn identity_at(&self, place: &Place) -> Option<Identity> {
+        self.stat_of(place).map(|stat| Identity::of(&stat))
+    }
+
+    pub(super) fn stat_of(&self, place: &Place) -> Option<Statx> {
         let path = self.nodes.path(place.directory)?;
         let directory = self.root.open_directory(&path).ok()?;
-        stat_at(&directory, &place.name).ok().map(|stat| Identity::of(&stat))
+        stat_at(&directory, &place.name).ok()
     }
 
     /// Decides what the entries are that appeared without an event that says they are complete.

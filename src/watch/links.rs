@@ -70,13 +70,6 @@ impl Links {
         self.ghosts.get(place).into_iter().flat_map(|identity| self.places(*identity))
     }
 
-    /// Notes that events of `place` are those of a new file.
-    pub fn forget_ghost(&mut self, place: &Place) {
-        if !self.ghosts.is_empty() {
-            self.ghosts.remove(place);
-        }
-    }
-
     /// Returns all known names of a file.
     pub fn places(&self, identity: Identity) -> impl Iterator<Item = &Place> {
         self.groups.get(&identity).into_iter().flat_map(|group| &group.places)

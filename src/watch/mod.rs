@@ -34,6 +34,7 @@ use rustc_hash::FxHashSet;
 use crate::model::limits::PATH_BYTES_MAX;
 use crate::model::{Change, Position, Record, Sequence, Timestamp, TreePath, What};
 use crate::role::{Confirmation, Feed, FeedEvent, Progress};
+use crate::tree::metadata::timestamp;
 use crate::tree::{Identity, Root};
 use links::Links;
 use nodes::{NodeId, Nodes, Place, ROOT};
@@ -53,6 +54,9 @@ const HELD_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Time between two looks at what could not be looked at.
 const MISSED_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Age of a write, in seconds, up to which its event may be late.
+const GHOST_SECONDS: i64 = 10;
 
 /// The events that are asked for, for every directory.
 fn watch_mask() -> WatchMask {
@@ -336,9 +340,12 @@ impl Watch {
 
     /// Notes that something wrote to a file by the name `place`, which may be gone since.
     fn dirty_written(&mut self, place: &Place, what: What) {
-        let left: Vec<Place> = self.links.left_of(place).cloned().collect();
-        for place in left.iter().chain([place]) {
-            self.dirty_place(place, what);
+        self.dirty_place(place, what);
+        let Some(left) = self.links.left_of(place).next().cloned() else { return };
+        // Or it was a new file of that name: then the old one was not written to just now.
+        let just_now = wall_clock().earlier_by_seconds(GHOST_SECONDS);
+        if self.stat_of(&left).is_some_and(|stat| timestamp(stat.stx_mtime) >= just_now) {
+            self.dirty_place(&left, what);
         }
     }
 
