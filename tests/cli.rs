@@ -1,7 +1,14 @@
 //! The command line from outside: exit statuses and what is said.
 
+mod common;
+
+use std::fs::File;
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
+
+use common::pair::wait_until;
+use rustix::process::{Pid, Signal, kill_process};
 
 /// Runs the program with `$HOME` and all state below `home`.
 fn mirror(home: &Path, args: &[&str]) -> Output {
@@ -133,4 +140,64 @@ fn state_in_use_is_refused() {
     let output = mirror(home.path(), &["source", "--listen", &listen, "a"]);
     assert_refused(&output, 1, &["another mirror process", "--state-dir"]);
     drop(held);
+}
+
+/// Where log lines go and nobody takes them.
+fn lost_ends() -> Vec<(&'static str, Stdio)> {
+    // The reading end is closed at once, as that of a collector that died.
+    let (_, pipe) = std::io::pipe().unwrap();
+    let full = File::options().write(true).open("/dev/full").unwrap();
+    vec![("a closed pipe", pipe.into()), ("a full device", full.into())]
+}
+
+fn end(mut child: Child) -> Option<i32> {
+    kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
+    let mut status = None;
+    wait_until(common::patience(), || {
+        status = child.try_wait().unwrap();
+        status.is_some()
+    });
+    let _ = child.kill();
+    status.and_then(|status| status.code())
+}
+
+#[test]
+fn a_log_that_cannot_be_written_ends_nothing() {
+    for format in ["text", "json"] {
+        for ((what, for_source), (_, for_sink)) in lost_ends().into_iter().zip(lost_ends()) {
+            let scratch = common::machine::scratch();
+            let at = |name: &str| scratch.path().join(name);
+            for name in ["src", "dst"] {
+                std::fs::create_dir(at(name)).unwrap();
+            }
+            let url = format!("unix:{}", at("socket").display());
+            let start = |args: &[&str], stderr: Stdio| {
+                Command::new(env!("CARGO_BIN_EXE_mirror"))
+                    .args(["-vv", "--log-format", format])
+                    .args(args)
+                    .current_dir(scratch.path())
+                    .stderr(stderr)
+                    .spawn()
+                    .unwrap()
+            };
+            let source = ["source", "--listen", &url, "--state-dir", "source-state", "src"];
+            let source = start(&source, for_source);
+            let sink = start(&["sink", "--state-dir", "sink-state", &url, "dst"], for_sink);
+            std::fs::write(at("src/file"), "content").unwrap();
+            let arrived = wait_until(Duration::from_secs(10), || at("dst/file").exists());
+            assert_eq!((end(sink), end(source)), (Some(0), Some(0)), "{what}, {format}");
+            assert!(arrived, "{what}, {format}");
+        }
+    }
+}
+
+#[test]
+fn an_error_that_cannot_be_said_has_its_status() {
+    for args in [&["source", "."][..], &["no-such-role"], &[]] {
+        for (what, stderr) in lost_ends() {
+            let mut command = Command::new(env!("CARGO_BIN_EXE_mirror"));
+            let status = command.args(args).stderr(stderr).status().unwrap();
+            assert_eq!(status.code(), Some(2), "{args:?}, {what}");
+        }
+    }
 }

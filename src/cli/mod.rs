@@ -46,8 +46,7 @@ pub fn main() -> ExitCode {
     match Config::new(args, &Environment::of_process()).and_then(|config| Ok(run(config)?)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            // One line, whatever a message or a name in it has in it.
-            eprintln!("mirror: {}", failure.to_string().replace('\n', " "));
+            logging::say(&failure.to_string());
             ExitCode::from(failure.status())
         }
     }
