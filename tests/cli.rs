@@ -49,8 +49,7 @@ fn help_teaches_and_succeeds() {
 fn nonsense_is_a_usage_error() {
     let home = tempfile::tempdir().unwrap();
     for args in [
-        &[][..],
-        &["frobnicate"],
+        &["frobnicate"][..],
         &["source"],
         &["sink", "tcp://localhost"],
         &["source", "--listen", "http://x", "."],
@@ -60,10 +59,17 @@ fn nonsense_is_a_usage_error() {
         &["sink", "--checkpoint-interval", "soon", "tcp://localhost", "."],
         &["copy", "-v", "-q", "a", "b"],
     ] {
-        let output = mirror(home.path(), args);
-        assert_eq!(output.status.code(), Some(2), "{args:?}");
-        assert!(!output.stderr.is_empty(), "{args:?}");
+        assert_refused(&mirror(home.path(), args), 2, &["; see mirror ", "--help"]);
     }
+    // The line says what is wrong, and where to read on.
+    let missing = mirror(home.path(), &["sink", "tcp://localhost"]);
+    assert_refused(&missing, 2, &["not provided: <ROOT>; see mirror sink --help"]);
+    let wrong = mirror(home.path(), &["source", "--listen", "http://x\ny", "."]);
+    assert_refused(&wrong, 2, &["http://x y", "see mirror source --help"]);
+    // One who asks for nothing is shown what there is.
+    let bare = mirror(home.path(), &[]);
+    assert_eq!(bare.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&bare.stderr).contains("Usage:"));
     let output =
         mirror(home.path(), &["source", "--listen", "unix:/x", "--journal-size", "1kB", "."]);
     assert_refused(&output, 2, &["--journal-size", "1MiB"]);

@@ -7,10 +7,12 @@ pub mod config;
 mod logging;
 pub mod state_dir;
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::Parser;
+use clap::error::ErrorKind;
+use clap::{CommandFactory, Parser};
 
 use crate::event_loop::{EventLoop, Upstream};
 use crate::role::{OpenError, Sink, SinkOptions, Source};
@@ -41,7 +43,10 @@ impl Failure {
 
 /// Runs the program with the process's arguments and environment.
 pub fn main() -> ExitCode {
-    let args = Args::parse();
+    let args = match Args::try_parse() {
+        Ok(args) => args,
+        Err(error) => return answer(&error),
+    };
     logging::start(&args.log);
     match Config::new(args, &Environment::of_process()).and_then(|config| Ok(run(config)?)) {
         Ok(()) => ExitCode::SUCCESS,
@@ -50,6 +55,32 @@ pub fn main() -> ExitCode {
             ExitCode::from(failure.status())
         }
     }
+}
+
+/// Shows the help or the version that was asked for, or says in one line what was typed wrong.
+fn answer(error: &clap::Error) -> ExitCode {
+    if !error.use_stderr() || error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        // Who cannot be shown it has the exit status.
+        let _ = error.print();
+    } else {
+        logging::say(&usage_line(error, std::env::args_os().skip(1)));
+    }
+    ExitCode::from(error.exit_code() as u8)
+}
+
+/// Returns what is wrong, in one line, and where to read what would be right.
+fn usage_line(error: &clap::Error, typed: impl Iterator<Item = OsString>) -> String {
+    // What is wrong and tips come first; the usage, which is many lines with some roles, and
+    // where to find help come last.
+    let rendered = error.render().to_string();
+    let text = rendered.split("\nUsage:").next().unwrap_or_default();
+    let text = text.split("\nFor more information").next().unwrap_or_default();
+    let text = text.strip_prefix("error: ").unwrap_or(text);
+    let words: Vec<&str> = text.split_whitespace().collect();
+    let command = Args::command();
+    let role = typed.into_iter().find_map(|word| command.find_subcommand(word));
+    let role = role.map(|role| format!("{} ", role.get_name())).unwrap_or_default();
+    format!("{}; see mirror {role}--help", words.join(" "))
 }
 
 /// Does what was asked for, until it is done or a signal ends it.
