@@ -110,7 +110,7 @@ fn a_root_must_be_a_directory() {
     let home = tempfile::tempdir().unwrap();
     std::fs::write(home.path().join("file"), "").unwrap();
     let listen = format!("unix:{}", home.path().join("socket").display());
-    for (root, why) in [("missing", "No such file"), ("file", "not a directory")] {
+    for (root, why) in [("missing", "; make it"), ("file", "not a directory")] {
         let source = ["source", "--listen", &listen, root];
         assert_refused(&mirror(home.path(), &source), 1, &[root, why]);
         assert_refused(&mirror(home.path(), &["sink", &listen, root]), 1, &[root, why]);
@@ -206,4 +206,45 @@ fn an_error_that_cannot_be_said_has_its_status() {
             assert_eq!(status.code(), Some(2), "{args:?}, {what}");
         }
     }
+}
+
+#[test]
+fn where_it_cannot_listen_it_says_once_why_and_what_to_do() {
+    let scratch = common::machine::scratch();
+    let at = |name: &str| scratch.path().join(name).display().to_string();
+    std::fs::create_dir(at("root")).unwrap();
+    std::fs::write(at("file"), "not a socket").unwrap();
+    let _taken = std::os::unix::net::UnixListener::bind(at("taken")).unwrap();
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port_taken = format!("tcp://{}", port.local_addr().unwrap());
+    let long = format!("unix:{}", at(&"x".repeat(120)));
+    for (url, why, what_to_do) in [
+        (format!("unix:{}", at("missing/socket")), "No such file", "make the directory"),
+        (format!("unix:{}", at("file")), "a file and not a socket", "choose another path"),
+        (format!("unix:{}", at("taken")), "in use", "another process listens there"),
+        (long, "107 bytes", "choose a shorter path"),
+        (port_taken, "in use", "choose another port"),
+        ("tcp://no-such-host.invalid:0".into(), "lookup", "an address of this machine"),
+        ("tcp://192.0.2.1:0".into(), "assign", "an address of this machine"),
+    ] {
+        let args = ["source", "--insecure-plaintext", "--listen", &url, "root"];
+        let output = mirror(scratch.path(), &args);
+        assert_refused(&output, 1, &[&format!("cannot listen on {url}: "), why, what_to_do]);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(said.matches("os error").count().max(1), 1, "twice: {said}");
+    }
+    assert_eq!(std::fs::read(at("file")).unwrap(), b"not a socket");
+}
+
+#[test]
+fn state_directories_that_cannot_be_made_are_said_once() {
+    let scratch = common::machine::scratch();
+    std::fs::create_dir(scratch.path().join("root")).unwrap();
+    std::fs::write(scratch.path().join("file"), "").unwrap();
+    let listen = format!("unix:{}", scratch.path().join("socket").display());
+    let args = ["source", "--listen", &listen, "--state-dir", "file", "root"];
+    let output = mirror(scratch.path(), &args);
+    assert_refused(&output, 1, &["state directory", "--state-dir"]);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(said.matches("os error").count(), 1, "twice: {said}");
 }

@@ -2,15 +2,14 @@
 //! file system.
 
 use std::ffi::OsString;
+use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::Context;
-
 use super::Failure;
 use super::args::{Args, Command, CopyArgs, SinkArgs, SourceArgs};
-use super::state_dir::{name_of, real_path};
+use super::state_dir::{StateDirError, name_of, real_path};
 use crate::role::{SinkOptions, SourceOptions};
 use crate::wire::Url;
 
@@ -190,8 +189,10 @@ fn copy(args: CopyArgs, environment: &Environment) -> Result<Config, Failure> {
     let sink_root = if args.destination.exists() {
         real_directory(&args.destination)?
     } else {
-        real_path(&args.destination)
-            .with_context(|| format!("cannot use {}", args.destination.display()))?
+        real_path(&args.destination).map_err(|error| {
+            let destination = args.destination.display();
+            anyhow::anyhow!("cannot use {destination}: {error}; choose another directory")
+        })?
     };
     let nested = |outer: &Path, inner: &Path| {
         Failure::Usage(format!(
@@ -250,7 +251,14 @@ fn check_transport(url: &Url, insecure_plaintext: bool) -> Result<(), Failure> {
 
 /// Returns the real path of a directory that must exist.
 fn real_directory(path: &Path) -> Result<PathBuf, Failure> {
-    let real = path.canonicalize().with_context(|| format!("cannot use {}", path.display()))?;
+    let real = path.canonicalize().map_err(|error| {
+        let what_to_do = match error.kind() {
+            io::ErrorKind::NotFound => "; make it, or check how it is written",
+            io::ErrorKind::PermissionDenied => "; run mirror as a user that may enter it",
+            _ => "; check how it is written",
+        };
+        anyhow::anyhow!("cannot use {}: {error}{what_to_do}", path.display())
+    })?;
     if !real.is_dir() {
         return Err(anyhow::anyhow!("{} is not a directory; name one", path.display()).into());
     }
@@ -267,9 +275,8 @@ fn state_dir(
         Some(path) => path,
         None => environment.state_dir(kind, root)?,
     };
-    let real = real_path(&path)
-        .with_context(|| format!("cannot use the state directory {}", path.display()))?;
-    Ok(real)
+    let real = real_path(&path);
+    Ok(real.map_err(|reason| anyhow::Error::from(StateDirError::Io { path, reason }))?)
 }
 
 /// What is kept about a tree must not become part of it.

@@ -66,12 +66,12 @@ pub enum LoopError {
     #[error("cannot set up the event loop: {0}")]
     SetUp(io::Error),
     /// An address cannot be listened on.
-    #[error("cannot listen on {url}: {source}")]
+    #[error("cannot listen on {url}: {reason}")]
     Listen {
         /// The address.
         url: Url,
-        /// Why not.
-        source: io::Error,
+        /// Why not, and what to do.
+        reason: String,
     },
     /// The transport is not there yet.
     #[error("{0}: this transport is not built yet; use tcp://HOST:PORT or unix:/PATH")]

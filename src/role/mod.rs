@@ -90,7 +90,34 @@ pub enum LinkError {
     Role(#[from] RoleError),
 }
 
+/// Returns what to do when a tree cannot be watched.
+fn watch_advice(error: &std::io::Error) -> &'static str {
+    match rustix::io::Errno::from_io_error(error) {
+        // Of inotify, not of files, most of the time: the default is 128 for each user.
+        Some(rustix::io::Errno::MFILE) => {
+            "; raise fs.inotify.max_user_instances by sysctl, or the limit of open files by \
+             ulimit -n"
+        }
+        Some(rustix::io::Errno::NFILE) => "; raise fs.file-max by sysctl",
+        Some(rustix::io::Errno::NOSPC) => "; raise fs.inotify.max_user_watches by sysctl",
+        _ => "",
+    }
+}
+
 /// Why a role cannot go on: one line of what, where, why, and what to do.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct RoleError(pub String);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tree_that_cannot_be_watched_comes_with_advice() {
+        let advice = |errno: rustix::io::Errno| watch_advice(&errno.into());
+        assert!(advice(rustix::io::Errno::MFILE).contains("fs.inotify.max_user_instances"));
+        assert!(advice(rustix::io::Errno::NOSPC).contains("fs.inotify.max_user_watches"));
+        assert_eq!(advice(rustix::io::Errno::NOENT), "");
+    }
+}
