@@ -11,6 +11,15 @@ use common::process::Process;
 
 const SOON: Duration = Duration::from_secs(10);
 
+/// A live copy with state in a place of its own.
+fn copy_command(pair: &Pair, from: &Path, to: &Path) -> Vec<std::ffi::OsString> {
+    let state = pair.scratch.path().join("copy-state");
+    let mut args: Vec<std::ffi::OsString> =
+        vec!["copy".into(), "--follow".into(), "--state-dir".into(), state.into()];
+    args.extend([from.into(), to.into()]);
+    args
+}
+
 /// Starts a role that ought to give up at once; returns its exit status and what it said.
 fn refused(args: Vec<std::ffi::OsString>, log: &Path) -> (Option<i32>, String) {
     let mut process = Process::mirror(args, log);
@@ -161,8 +170,7 @@ fn unreachable_upstream_is_retried_for_ever() {
 fn copy_follow_mirrors_until_interrupted() {
     let mut pair = Pair::new();
     fs::write(pair.src.join("f"), "f").unwrap();
-    let args: Vec<std::ffi::OsString> =
-        vec!["copy".into(), "--follow".into(), pair.src.clone().into(), pair.dst.clone().into()];
+    let args = copy_command(&pair, &pair.src, &pair.dst);
     pair.source = Some(Process::mirror(args, &pair.log("source")));
     pair.converge();
     fs::write(pair.src.join("g"), "g").unwrap();
