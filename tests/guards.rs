@@ -180,3 +180,62 @@ fn copy_follow_mirrors_until_interrupted() {
     let status = pair.source().wait(SOON);
     assert!(status.is_some_and(|status| status.success()), "{status:?}");
 }
+
+#[test]
+fn a_replica_inside_a_served_tree_is_refused() {
+    let mut pair = Pair::new();
+    pair.start_source();
+    pair.start_sink();
+    pair.converge();
+    // A sink deep inside the served tree, and one that is the served tree itself.
+    let deep = pair.src.join("a/b");
+    fs::create_dir_all(&deep).unwrap();
+    let was = pair.dst.clone();
+    pair.sink_state = pair.scratch.path().join("second-state");
+    for root in [deep, pair.src.clone()] {
+        pair.dst.clone_from(&root);
+        pair.sink_args = vec!["--adopt".into()];
+        let (code, said) = refused(pair.sink_command(), &pair.log("refused"));
+        assert_eq!(code, Some(1), "{said}");
+        assert!(said.contains(&*pair.src.to_string_lossy()), "{said}");
+        let (code, said) = refused(copy_command(&pair, &pair.outside, &root), &pair.log("copy"));
+        assert_eq!(code, Some(1), "{said}");
+        assert!(!root.join(".mirror").exists(), "the served tree was written to");
+    }
+    pair.dst = was;
+    pair.converge();
+}
+
+#[test]
+fn a_source_of_a_running_replica_or_a_part_of_it_is_refused() {
+    let mut pair = Pair::new();
+    fs::create_dir(pair.src.join("part")).unwrap();
+    pair.start();
+    pair.converge();
+    pair.source_state = pair.scratch.path().join("second-state");
+    pair.listen = format!("unix:{}", pair.scratch.path().join("second").display());
+    let src = pair.src.clone();
+    for root in [pair.dst.clone(), pair.dst.join("part")] {
+        pair.src.clone_from(&root);
+        let (code, said) = refused(pair.source_command(), &pair.log("refused"));
+        assert_eq!(code, Some(1), "{said}");
+        assert!(said.contains(&*pair.dst.to_string_lossy()), "{said}");
+        // A copy that is to lead elsewhere, and would close a circle if it led back.
+        let (code, said) = refused(copy_command(&pair, &root, &pair.outside), &pair.log("copy"));
+        assert_eq!(code, Some(1), "{said}");
+    }
+    // What is inside a replica is the upstream's alone to change.
+    let inside = pair.dst.join("part");
+    let (code, said) = refused(copy_command(&pair, &pair.outside, &inside), &pair.log("copy"));
+    assert_eq!(code, Some(1), "{said}");
+    pair.src = src;
+    fs::write(pair.src.join("later"), "later").unwrap();
+    pair.converge();
+    // A replica that is no longer kept may become the origin.
+    let replica = pair.dst.clone();
+    pair.finish();
+    pair.src = replica;
+    pair.start_source();
+    let socket = pair.scratch.path().join("second");
+    pair.wait_for("it serves", || socket.exists());
+}

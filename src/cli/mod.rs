@@ -15,6 +15,7 @@ use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};
 
 use crate::event_loop::{EventLoop, Upstream};
+use crate::role::identity::{self, Claim};
 use crate::role::{OpenError, Sink, SinkOptions, Source};
 use args::Args;
 use config::{Config, Environment, Job};
@@ -88,12 +89,16 @@ fn run(config: Config) -> anyhow::Result<()> {
     // Held until the end: a second process must not share the state.
     let _state_dir = StateDir::lock(&config.state_dir)?;
     let mut event_loop = EventLoop::new()?;
+    // Held until the end likewise.
+    let _claim;
     match config.job {
         Job::Source { options, listen } => {
+            identity::refuse_replica(&options.root)?;
             let source = Source::open(options)?;
             event_loop.add_role("source", Box::new(source), &listen, None)?;
         }
         Job::Sink { options, upstream } => {
+            _claim = Claim::of_sink(&options.root)?;
             if let Some(sink) = open_sink(&options, &mut event_loop)? {
                 event_loop.add_role("sink", Box::new(sink), &[], Some(Upstream::Url(upstream)))?;
             }
@@ -101,7 +106,9 @@ fn run(config: Config) -> anyhow::Result<()> {
         Job::CopyFollow { source, sink } => {
             state_dir::create(&source.state_dir)?;
             state_dir::create(&sink.state_dir)?;
+            identity::refuse_replica(&source.root)?;
             state_dir::create_replica(&sink.root)?;
+            _claim = Claim::of_sink(&sink.root)?;
             // The sink first: it refuses a directory that is not to be overwritten.
             let sink = Sink::open(sink)?;
             let source = Source::open(source)?;
