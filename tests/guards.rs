@@ -239,3 +239,53 @@ fn a_source_of_a_running_replica_or_a_part_of_it_is_refused() {
     let socket = pair.scratch.path().join("second");
     pair.wait_for("it serves", || socket.exists());
 }
+
+/// Runs the program under limits of open files: `ulimit` takes the arguments.
+fn limited(ulimit: &str, args: Vec<std::ffi::OsString>, log: &Path) -> Process {
+    let mut command = std::process::Command::new("sh");
+    command.args(["-c", &format!("ulimit {ulimit} && exec \"$@\""), "sh"]);
+    command.arg(common::process::mirror()).args(args);
+    Process::spawn(command, log).expect("sh starts")
+}
+
+#[test]
+fn silent_clients_leave_descriptors_for_the_tree() {
+    let mut pair = Pair::new();
+    fs::create_dir(pair.src.join("d")).unwrap();
+    pair.source = Some(limited("-n 256", pair.source_command(), &pair.log("source")));
+    pair.start_sink();
+    pair.converge();
+    let socket = pair.scratch.path().join("socket");
+    let mut silent = Vec::new();
+    for number in 0..400 {
+        // Until the backlog is full too, and a little at a time, as they come.
+        let Ok(client) = std::os::unix::net::UnixStream::connect(&socket) else { break };
+        silent.push(client);
+        if number % 20 == 0 {
+            fs::write(pair.src.join(format!("d/{number}")), "content").unwrap();
+        }
+    }
+    pair.converge();
+    // One that has something to say is heard, although they hold all places.
+    pair.sink().kill9();
+    pair.start_sink();
+    fs::write(pair.src.join("later"), "later").unwrap();
+    pair.converge();
+    let said = pair.source().log();
+    assert!(said.matches("connections").count() >= 1, "nothing was said: {said}");
+    assert!(said.lines().filter(|line| line.contains("WARN")).count() <= 2, "{said}");
+    assert!(silent.len() > 64);
+}
+
+#[test]
+fn the_limit_of_open_files_is_raised_as_far_as_it_goes() {
+    let mut pair = Pair::new();
+    let command = pair.source_command();
+    pair.source = Some(limited("-Sn 64 && ulimit -Hn 512", command, &pair.log("source")));
+    let socket = pair.scratch.path().join("socket");
+    pair.wait_for("it listens", || socket.exists());
+    let limits = fs::read_to_string(format!("/proc/{}/limits", pair.source().id())).unwrap();
+    let line = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
+    let numbers: Vec<&str> = line.split_whitespace().skip(3).take(2).collect();
+    assert_eq!(numbers, ["512", "512"], "{line}");
+}

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::event_loop::{EventLoop, Upstream};
 use crate::role::identity::{self, Claim};
@@ -49,6 +50,7 @@ pub fn main() -> ExitCode {
         Err(error) => return answer(&error),
     };
     logging::start(&args.log);
+    raise_descriptor_limit();
     match Config::new(args, &Environment::of_process()).and_then(|config| Ok(run(config)?)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
@@ -117,6 +119,16 @@ fn run(config: Config) -> anyhow::Result<()> {
         }
     }
     Ok(event_loop.run()?)
+}
+
+/// Lets the process have as many descriptors as it may: each connection takes some, and the soft
+/// limit is low only for the sake of programs that use select(2).
+fn raise_descriptor_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::debug!("cannot raise the limit of open files: {error}");
+    }
 }
 
 /// Time between two attempts to open a replica on a disk that is full or read-only.

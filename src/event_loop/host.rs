@@ -14,7 +14,7 @@ use super::limits::{ACCEPT_PAUSE, ACCEPTS_TURN_MAX, FRAMES_TURN_MAX, READ_TURN_B
 use super::link::Link;
 use super::listener::Listener;
 use super::stream::Stream;
-use super::switchboard::{Slot, Switchboard};
+use super::switchboard::{Crowd, Slot, Switchboard};
 use super::{RoleId, Upstream};
 use crate::role::{LinkError, LinkId, Role, RoleError};
 use crate::wire::{Refusal, Url};
@@ -32,6 +32,8 @@ pub(super) struct Host {
     links: BTreeMap<LinkId, Link>,
     /// Whether the role was called since its links were last asked for frames.
     is_touched: bool,
+    /// Whether it was said that too many connect.
+    is_crowded: bool,
     /// Whether links have more to read or to send than one turn allows.
     has_more: bool,
 }
@@ -68,6 +70,7 @@ impl Host {
             listeners: Vec::new(),
             links: BTreeMap::new(),
             is_touched: true,
+            is_crowded: false,
             has_more: false,
         })
     }
@@ -124,14 +127,20 @@ impl Host {
     pub(super) fn handle_listener_event(&mut self, token: Token, switchboard: &mut Switchboard) {
         let now = Instant::now();
         for _ in 0..ACCEPTS_TURN_MAX {
+            let has_place = self.has_place(switchboard);
             let Some((_, listener)) = self.listeners.iter_mut().find(|(at, _)| *at == token) else {
                 return;
             };
+            if !has_place {
+                listener.paused_until = Some(now + ACCEPT_PAUSE);
+                return;
+            }
             match listener.accept() {
                 Ok((stream, peer)) => {
                     if listener.paused_until.take().is_some() {
                         tracing::info!("{} accepts connections again", listener.url());
                     }
+                    self.make_place(switchboard);
                     self.connected(stream, None, &peer, now, switchboard);
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
@@ -159,6 +168,43 @@ impl Host {
             }
         }
         switchboard.accept_again(token);
+    }
+
+    /// Returns whether another connection may be accepted: there is a place, or one who has said
+    /// nothing yet can give way.
+    ///
+    /// Otherwise a peer that only connects would take all descriptors, and with them the tree
+    /// from those who follow it.
+    fn has_place(&mut self, switchboard: &Switchboard) -> bool {
+        match switchboard.crowd() {
+            Crowd::Few => self.is_crowded = false,
+            Crowd::Some => {}
+            Crowd::Full => {
+                if !std::mem::replace(&mut self.is_crowded, true) {
+                    tracing::warn!(
+                        "{}: as many connections as the limit of open files allows; more wait, \
+                         and who says nothing gives way; if they are wanted, raise the limit \
+                         (ulimit -n, LimitNOFILE=)",
+                        self.name
+                    );
+                }
+                return self.oldest_silent().is_some();
+            }
+        }
+        true
+    }
+
+    /// Makes place for one more connection.
+    fn make_place(&mut self, switchboard: &mut Switchboard) {
+        if switchboard.crowd() == Crowd::Full
+            && let Some(oldest) = self.oldest_silent()
+        {
+            self.close(oldest, "it said nothing, and others wait", switchboard);
+        }
+    }
+
+    fn oldest_silent(&self) -> Option<LinkId> {
+        self.links.iter().find(|(_, link)| !link.has_spoken).map(|(id, _)| *id)
     }
 
     /// Handles what is due at `now`: the role's timers, and the host's own.
@@ -497,6 +543,7 @@ fn read_frames(link: &mut Link, role: &mut dyn Role, id: LinkId, now: Instant) -
             match link.decoder.next_frame() {
                 Ok(None) => break,
                 Ok(Some((frame, bytes))) => {
+                    link.has_spoken = true;
                     if let Err(error) = role.handle_frame(id, frame, bytes, now) {
                         return ReadEnd::Failed(error);
                     }
