@@ -66,6 +66,8 @@ fn nonsense_is_a_usage_error() {
     assert_refused(&missing, 2, &["not provided: <ROOT>; see mirror sink --help"]);
     let wrong = mirror(home.path(), &["source", "--listen", "http://x\ny", "."]);
     assert_refused(&wrong, 2, &["http://x y", "see mirror source --help"]);
+    let typo = mirror(home.path(), &["source", "--listn", "unix:/x", "."]);
+    assert_refused(&typo, 2, &["'--listn' found; tip: ", "'--listen'; see mirror source --help"]);
     // One who asks for nothing is shown what there is.
     let bare = mirror(home.path(), &[]);
     assert_eq!(bare.status.code(), Some(2));

@@ -79,6 +79,8 @@ fn usage_line(error: &clap::Error, typed: impl Iterator<Item = OsString>) -> Str
     let text = rendered.split("\nUsage:").next().unwrap_or_default();
     let text = text.split("\nFor more information").next().unwrap_or_default();
     let text = text.strip_prefix("error: ").unwrap_or(text);
+    // A tip is a paragraph of its own.
+    let text = text.trim().replace("\n\n", "; ");
     let words: Vec<&str> = text.split_whitespace().collect();
     let command = Args::command();
     let role = typed.into_iter().find_map(|word| command.find_subcommand(word));
