@@ -250,3 +250,75 @@ fn state_directories_that_cannot_be_made_are_said_once() {
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(said.matches("os error").count(), 1, "twice: {said}");
 }
+
+/// A terminal: what programs write to, and what a person sees of it.
+fn terminal() -> (File, File) {
+    use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+    let seen = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+    grantpt(&seen).unwrap();
+    unlockpt(&seen).unwrap();
+    let name = ptsname(&seen, Vec::new()).unwrap();
+    let written = File::options().write(true).open(Path::new(name.to_str().unwrap())).unwrap();
+    let size = rustix::termios::Winsize { ws_row: 24, ws_col: 50, ws_xpixel: 0, ws_ypixel: 0 };
+    rustix::termios::tcsetwinsize(&written, size).unwrap();
+    (written, seen.into())
+}
+
+#[test]
+fn a_terminal_sees_progress_and_whole_log_lines() {
+    let scratch = common::machine::scratch();
+    let at = |name: &str| scratch.path().join(name);
+    for name in ["src", "dst", "dst2"] {
+        std::fs::create_dir(at(name)).unwrap();
+    }
+    for number in 0..500 {
+        std::fs::write(at(&format!("src/{number}")), vec![7; 2000]).unwrap();
+    }
+    let run = |destination: &str, format: &str| {
+        let (written, mut seen) = terminal();
+        let child = Command::new(env!("CARGO_BIN_EXE_mirror"))
+            .args(["copy", "--follow", "-v", "--log-format", format, "--state-dir"])
+            .args([&*format!("{destination}-state"), "src", destination].map(at))
+            .current_dir(at("."))
+            .env("NO_COLOR", "1")
+            .env("TERM", "xterm")
+            .env_remove("STATE_DIRECTORY")
+            .env_remove("MIRROR_LOG")
+            .env_remove("JOURNAL_STREAM")
+            .stderr(written)
+            .spawn()
+            .unwrap();
+        // A terminal whose writers are all gone fails to be read.
+        let reader = std::thread::spawn(move || {
+            let (mut text, mut buffer) = (Vec::new(), [0; 4096]);
+            while let Ok(count) = std::io::Read::read(&mut seen, &mut buffer) {
+                text.extend_from_slice(&buffer[..count]);
+            }
+            String::from_utf8(text).unwrap()
+        });
+        let arrived = || (0..500).all(|number| at(&format!("{destination}/{number}")).exists());
+        assert!(wait_until(common::patience(), arrived));
+        assert_eq!(end(child), Some(0));
+        reader.join().unwrap()
+    };
+
+    let text = run("dst", "text");
+    let progress = text.find("receiving: ").unwrap_or_else(|| panic!("no progress: {text:?}"));
+    assert!(text[progress..].contains("entries ("), "{text:?}");
+    let line = text[progress..].split(['\r', '\n', '\x1b']).next().unwrap();
+    assert!(line.len() <= 50, "wider than the terminal: {line:?}");
+    // What stays is log lines, each from its beginning, and the line is gone in the end.
+    let mut rest = String::new();
+    for line in text.split_inclusive('\n') {
+        let erased = line.rfind("\x1b[2K").map_or(0, |at| at + "\x1b[2K".len());
+        rest.push_str(line[erased..].trim_start_matches('\r'));
+    }
+    for line in rest.lines().filter(|line| !line.is_empty()) {
+        assert!(line.starts_with("20") && line.contains("Z "), "{line:?} in {text:?}");
+    }
+    assert!(!rest.contains("receiving: "), "{text:?}");
+
+    let json = run("dst2", "json");
+    assert!(!json.contains("receiving: "), "{json:?}");
+    assert!(json.lines().all(|line| line.starts_with('{')), "{json:?}");
+}

@@ -12,9 +12,14 @@ use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::time::FormatTime;
 
 use super::args::{LogArgs, LogFormat};
+use super::progress::ProgressLine;
 
-/// Begins to log as the arguments say, or as `MIRROR_LOG` does, which knows more levels.
-pub(super) fn start(args: &LogArgs) {
+/// Begins to log as the arguments say, or as `MIRROR_LOG` does, which knows more levels. Returns
+/// the line that shows progress past it, if there is somebody to see it.
+pub(super) fn start(args: &LogArgs) -> Option<ProgressLine> {
+    let is_seen = args.log_format == LogFormat::Text && io::stderr().is_terminal();
+    let progress = is_seen.then(ProgressLine::default);
+    let lines = progress.clone();
     let level = match (args.verbose, args.quiet) {
         (0, 0) => "info",
         (0, 1) => "warn",
@@ -30,7 +35,7 @@ pub(super) fn start(args: &LogArgs) {
     };
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(|| Forgiving(io::stderr()))
+        .with_writer(move || Forgiving(Aside { progress: lines.clone(), to: io::stderr() }))
         // Its own words about a failed write would go the same way, by a call that panics.
         .log_internal_errors(false)
         .with_target(false);
@@ -50,6 +55,7 @@ pub(super) fn start(args: &LogArgs) {
     if let Some(error) = error {
         tracing::warn!("MIRROR_LOG is not a filter: {error}; write it like info or mirror=debug");
     }
+    progress
 }
 
 /// Says the last thing, one line whatever a message or a name in it has in it.
@@ -74,6 +80,25 @@ impl<W: Write> Write for Forgiving<W> {
     fn flush(&mut self) -> io::Result<()> {
         let _ = self.0.flush();
         Ok(())
+    }
+}
+
+/// A writer past the line that shows progress. The log writes each line at once.
+struct Aside<W> {
+    progress: Option<ProgressLine>,
+    to: W,
+}
+
+impl<W: Write> Write for Aside<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match &self.progress {
+            Some(progress) => progress.aside(|| self.to.write(bytes)),
+            None => self.to.write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.to.flush()
     }
 }
 

@@ -5,6 +5,7 @@
 pub mod args;
 pub mod config;
 mod logging;
+mod progress;
 pub mod state_dir;
 
 use std::ffi::OsString;
@@ -20,6 +21,7 @@ use crate::role::identity::{self, Claim};
 use crate::role::{OpenError, Sink, SinkOptions, Source};
 use args::Args;
 use config::{Config, Environment, Job};
+use progress::ProgressLine;
 use state_dir::StateDir;
 
 /// Why the program ends other than well; each has its exit status.
@@ -49,9 +51,14 @@ pub fn main() -> ExitCode {
         Ok(args) => args,
         Err(error) => return answer(&error),
     };
-    logging::start(&args.log);
+    let progress = logging::start(&args.log);
     raise_descriptor_limit();
-    match Config::new(args, &Environment::of_process()).and_then(|config| Ok(run(config)?)) {
+    let config = Config::new(args, &Environment::of_process());
+    let result = config.and_then(|config| Ok(run(config, progress.clone())?));
+    if let Some(progress) = progress {
+        progress.show(None);
+    }
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             logging::say(&failure.to_string());
@@ -89,10 +96,13 @@ fn usage_line(error: &clap::Error, typed: impl Iterator<Item = OsString>) -> Str
 }
 
 /// Does what was asked for, until it is done or a signal ends it.
-fn run(config: Config) -> anyhow::Result<()> {
+fn run(config: Config, progress: Option<ProgressLine>) -> anyhow::Result<()> {
     // Held until the end: a second process must not share the state.
     let _state_dir = StateDir::lock(&config.state_dir)?;
     let mut event_loop = EventLoop::new()?;
+    if let Some(progress) = progress {
+        event_loop.show_progress(move |received| progress.show(received));
+    }
     // Held until the end likewise.
     let _claim;
     match config.job {

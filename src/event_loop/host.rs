@@ -16,7 +16,7 @@ use super::listener::Listener;
 use super::stream::Stream;
 use super::switchboard::{Crowd, Slot, Switchboard};
 use super::{RoleId, Upstream};
-use crate::role::{LinkError, LinkId, Role, RoleError};
+use crate::role::{LinkError, LinkId, Received, Role, RoleError};
 use crate::wire::{Refusal, Url};
 
 /// A role and all that belongs to it; nothing of one host is shared with another.
@@ -90,6 +90,11 @@ impl Host {
     /// Returns where the role listens.
     pub(super) fn listening(&self) -> impl Iterator<Item = &Url> {
         self.listeners.iter().map(|(_, listener)| listener.url())
+    }
+
+    /// Returns how far the role is in receiving a whole tree.
+    pub(super) fn received(&self) -> Option<Received> {
+        self.role.received()
     }
 
     /// Returns whether the host must be called again without waiting for an event.

@@ -24,6 +24,9 @@ pub(super) const SLICES_MAX: usize = 16;
 /// Most connections accepted from one listener before the others get their turn.
 pub(super) const ACCEPTS_TURN_MAX: usize = 64;
 
+/// Least time between two words about progress.
+pub(super) const PROGRESS_PAUSE: Duration = Duration::from_millis(100);
+
 /// Pause after the kernel had no descriptor or memory for a new connection.
 pub(super) const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 

@@ -72,8 +72,23 @@ pub trait Role {
     /// Handles the passing of time. Called whenever [`poll_timeout`](Role::poll_timeout) is due.
     fn handle_timeout(&mut self, now: Instant) -> Result<(), RoleError>;
 
+    /// Returns how far the role is in receiving or comparing a whole tree, `None` while it does
+    /// not. Asked often, so it must cost nothing.
+    fn received(&self) -> Option<Received> {
+        None
+    }
+
     /// Leaves a clean state behind: what is applied becomes durable. Called once, last.
     fn shut_down(&mut self) -> Result<(), RoleError>;
+}
+
+/// How far a role is in receiving or comparing a whole tree.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Received {
+    /// Entries that are as the upstream has them, found or made so.
+    pub entries: u64,
+    /// Bytes of content that came for it.
+    pub bytes: u64,
 }
 
 /// What a call for one connection failed with.
