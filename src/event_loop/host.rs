@@ -10,7 +10,9 @@ use mio::unix::SourceFd;
 use mio::{Interest, Token};
 
 use super::dial::{self, Attempt, Begun, Dial};
-use super::limits::{ACCEPT_PAUSE, ACCEPTS_TURN_MAX, FRAMES_TURN_MAX, READ_TURN_BYTES_MAX};
+use super::limits::{
+    ACCEPT_PAUSE, ACCEPTS_TURN_MAX, FRAMES_TURN_MAX, GIVE_WAY_TURN_MAX, READ_TURN_BYTES_MAX,
+};
 use super::link::Link;
 use super::listener::Listener;
 use super::stream::Stream;
@@ -131,7 +133,11 @@ impl Host {
     /// Accepts what waits at the listener of `token`.
     pub(super) fn handle_listener_event(&mut self, token: Token, switchboard: &mut Switchboard) {
         let now = Instant::now();
+        let mut gave_way = 0;
         for _ in 0..ACCEPTS_TURN_MAX {
+            if gave_way == GIVE_WAY_TURN_MAX {
+                break;
+            }
             let has_place = self.has_place(switchboard);
             let Some((_, listener)) = self.listeners.iter_mut().find(|(at, _)| *at == token) else {
                 return;
@@ -145,7 +151,7 @@ impl Host {
                     if listener.paused_until.take().is_some() {
                         tracing::info!("{} accepts connections again", listener.url());
                     }
-                    self.make_place(switchboard);
+                    gave_way += usize::from(self.make_place(switchboard));
                     self.connected(stream, None, &peer, now, switchboard);
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
@@ -199,13 +205,14 @@ impl Host {
         true
     }
 
-    /// Makes place for one more connection.
-    fn make_place(&mut self, switchboard: &mut Switchboard) {
-        if switchboard.crowd() == Crowd::Full
-            && let Some(oldest) = self.oldest_silent()
-        {
-            self.close(oldest, "it said nothing, and others wait", switchboard);
+    /// Makes place for one more connection. Returns whether another had to go for it.
+    fn make_place(&mut self, switchboard: &mut Switchboard) -> bool {
+        if switchboard.crowd() != Crowd::Full {
+            return false;
         }
+        let Some(oldest) = self.oldest_silent() else { return false };
+        self.close(oldest, "it said nothing, and others wait", switchboard);
+        true
     }
 
     fn oldest_silent(&self) -> Option<LinkId> {

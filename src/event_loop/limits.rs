@@ -33,6 +33,10 @@ pub(super) const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 /// Most connections of a process. They do no harm below, but their buffers are memory.
 pub(super) const CONNECTIONS_MAX: u64 = 4096;
 
+/// Most connections in one turn that give way to others, so that what came with them is read
+/// before it is their turn to go.
+pub(super) const GIVE_WAY_TURN_MAX: usize = 4;
+
 /// Descriptors that one downstream may take: its connection, the journal's segment at its
 /// cursor, the big files on their way to it, and one that is being read.
 pub(super) const DOWNSTREAM_DESCRIPTORS: u64 = 3 + TRANSFERS_MAX as u64;

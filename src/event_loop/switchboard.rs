@@ -56,7 +56,8 @@ pub(super) struct Switchboard {
     accept_again: Vec<Token>,
     waker: Arc<Waker>,
     answers: (Sender<Resolved>, Receiver<Resolved>),
-    connections_max: u64,
+    /// Most connections, those that are being closed included.
+    pub(super) connections_max: u64,
 }
 
 impl Switchboard {
