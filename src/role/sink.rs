@@ -214,11 +214,6 @@ impl Sink {
         for (path, content) in self.replica.take_needs() {
             self.state.need(path, content, None);
         }
-        // What came with a problem is asked for as long as that takes, and not waited for here.
-        let is_whole = self.state.needs().next().is_none() || !self.said.is_empty();
-        if self.state.watermarks.is_some() && is_whole {
-            self.received = None;
-        }
         Ok(())
     }
 
@@ -327,7 +322,13 @@ impl Role for Sink {
     fn handle_drained(&mut self, _link: LinkId, now: Instant) -> Result<(), LinkError> {
         // A directory is shown when it has all its files, if that does not take long.
         let waits = self.flush_at.is_none_or(|at| now < at && self.replica.is_building());
-        if waits { Ok(()) } else { self.flush(now) }
+        let flushed = if waits { Ok(()) } else { self.flush(now) };
+        // What came with a problem is asked for as long as that takes, and not waited for here.
+        let is_whole = self.state.needs().next().is_none() || !self.said.is_empty();
+        if self.state.watermarks.is_some() && is_whole {
+            self.received = None;
+        }
+        flushed
     }
 
     fn poll_transmit(&mut self, link: LinkId, now: Instant) -> Result<Option<Vec<u8>>, LinkError> {
