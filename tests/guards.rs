@@ -11,6 +11,15 @@ use common::process::Process;
 
 const SOON: Duration = Duration::from_secs(10);
 
+/// A live copy with state in a place of its own.
+fn copy_command(pair: &Pair, from: &Path, to: &Path) -> Vec<std::ffi::OsString> {
+    let state = pair.scratch.path().join("copy-state");
+    let mut args: Vec<std::ffi::OsString> =
+        vec!["copy".into(), "--follow".into(), "--state-dir".into(), state.into()];
+    args.extend([from.into(), to.into()]);
+    args
+}
+
 /// Starts a role that ought to give up at once; returns its exit status and what it said.
 fn refused(args: Vec<std::ffi::OsString>, log: &Path) -> (Option<i32>, String) {
     let mut process = Process::mirror(args, log);
@@ -161,8 +170,7 @@ fn unreachable_upstream_is_retried_for_ever() {
 fn copy_follow_mirrors_until_interrupted() {
     let mut pair = Pair::new();
     fs::write(pair.src.join("f"), "f").unwrap();
-    let args: Vec<std::ffi::OsString> =
-        vec!["copy".into(), "--follow".into(), pair.src.clone().into(), pair.dst.clone().into()];
+    let args = copy_command(&pair, &pair.src, &pair.dst);
     pair.source = Some(Process::mirror(args, &pair.log("source")));
     pair.converge();
     fs::write(pair.src.join("g"), "g").unwrap();
@@ -171,4 +179,113 @@ fn copy_follow_mirrors_until_interrupted() {
     pair.source().signal(rustix::process::Signal::INT);
     let status = pair.source().wait(SOON);
     assert!(status.is_some_and(|status| status.success()), "{status:?}");
+}
+
+#[test]
+fn a_replica_inside_a_served_tree_is_refused() {
+    let mut pair = Pair::new();
+    pair.start_source();
+    pair.start_sink();
+    pair.converge();
+    // A sink deep inside the served tree, and one that is the served tree itself.
+    let deep = pair.src.join("a/b");
+    fs::create_dir_all(&deep).unwrap();
+    let was = pair.dst.clone();
+    pair.sink_state = pair.scratch.path().join("second-state");
+    for root in [deep, pair.src.clone()] {
+        pair.dst.clone_from(&root);
+        pair.sink_args = vec!["--adopt".into()];
+        let (code, said) = refused(pair.sink_command(), &pair.log("refused"));
+        assert_eq!(code, Some(1), "{said}");
+        assert!(said.contains(&*pair.src.to_string_lossy()), "{said}");
+        let (code, said) = refused(copy_command(&pair, &pair.outside, &root), &pair.log("copy"));
+        assert_eq!(code, Some(1), "{said}");
+        assert!(!root.join(".mirror").exists(), "the served tree was written to");
+    }
+    pair.dst = was;
+    pair.converge();
+}
+
+#[test]
+fn a_source_of_a_running_replica_or_a_part_of_it_is_refused() {
+    let mut pair = Pair::new();
+    fs::create_dir(pair.src.join("part")).unwrap();
+    pair.start();
+    pair.converge();
+    pair.source_state = pair.scratch.path().join("second-state");
+    pair.listen = format!("unix:{}", pair.scratch.path().join("second").display());
+    let src = pair.src.clone();
+    for root in [pair.dst.clone(), pair.dst.join("part")] {
+        pair.src.clone_from(&root);
+        let (code, said) = refused(pair.source_command(), &pair.log("refused"));
+        assert_eq!(code, Some(1), "{said}");
+        assert!(said.contains(&*pair.dst.to_string_lossy()), "{said}");
+        // A copy that is to lead elsewhere, and would close a circle if it led back.
+        let (code, said) = refused(copy_command(&pair, &root, &pair.outside), &pair.log("copy"));
+        assert_eq!(code, Some(1), "{said}");
+    }
+    // What is inside a replica is the upstream's alone to change.
+    let inside = pair.dst.join("part");
+    let (code, said) = refused(copy_command(&pair, &pair.outside, &inside), &pair.log("copy"));
+    assert_eq!(code, Some(1), "{said}");
+    pair.src = src;
+    fs::write(pair.src.join("later"), "later").unwrap();
+    pair.converge();
+    // A replica that is no longer kept may become the origin.
+    let replica = pair.dst.clone();
+    pair.finish();
+    pair.src = replica;
+    pair.start_source();
+    let socket = pair.scratch.path().join("second");
+    pair.wait_for("it serves", || socket.exists());
+}
+
+/// Runs the program under limits of open files: `ulimit` takes the arguments.
+fn limited(ulimit: &str, args: Vec<std::ffi::OsString>, log: &Path) -> Process {
+    let mut command = std::process::Command::new("sh");
+    command.args(["-c", &format!("ulimit {ulimit} && exec \"$@\""), "sh"]);
+    command.arg(common::process::mirror()).args(args);
+    Process::spawn(command, log).expect("sh starts")
+}
+
+#[test]
+fn silent_clients_leave_descriptors_for_the_tree() {
+    let mut pair = Pair::new();
+    fs::create_dir(pair.src.join("d")).unwrap();
+    pair.source = Some(limited("-n 256", pair.source_command(), &pair.log("source")));
+    pair.start_sink();
+    pair.converge();
+    let socket = pair.scratch.path().join("socket");
+    let mut silent = Vec::new();
+    for number in 0..400 {
+        // Until the backlog is full too, and a little at a time, as they come.
+        let Ok(client) = std::os::unix::net::UnixStream::connect(&socket) else { break };
+        silent.push(client);
+        if number % 20 == 0 {
+            fs::write(pair.src.join(format!("d/{number}")), "content").unwrap();
+        }
+    }
+    pair.converge();
+    // One that has something to say is heard, although they hold all places.
+    pair.sink().kill9();
+    pair.start_sink();
+    fs::write(pair.src.join("later"), "later").unwrap();
+    pair.converge();
+    let said = pair.source().log();
+    assert!(said.matches("connections").count() >= 1, "nothing was said: {said}");
+    assert!(said.lines().filter(|line| line.contains("WARN")).count() <= 2, "{said}");
+    assert!(silent.len() > 64);
+}
+
+#[test]
+fn the_limit_of_open_files_is_raised_as_far_as_it_goes() {
+    let mut pair = Pair::new();
+    let command = pair.source_command();
+    pair.source = Some(limited("-Sn 64 && ulimit -Hn 512", command, &pair.log("source")));
+    let socket = pair.scratch.path().join("socket");
+    pair.wait_for("it listens", || socket.exists());
+    let limits = fs::read_to_string(format!("/proc/{}/limits", pair.source().id())).unwrap();
+    let line = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
+    let numbers: Vec<&str> = line.split_whitespace().skip(3).take(2).collect();
+    assert_eq!(numbers, ["512", "512"], "{line}");
 }

@@ -65,7 +65,7 @@ pub enum Command {
     Sink(SinkArgs),
     /// Follows an upstream and serves others from its replica (not built yet).
     Relay(RelayArgs),
-    /// Makes one directory equal to another by a source and a sink in one process.
+    /// Makes one directory equal to another, live, in one process (without --follow not built yet).
     Copy(CopyArgs),
 }
 
@@ -163,7 +163,7 @@ pub struct CopyArgs {
     /// Goes on after both are equal and mirrors every change until a signal ends it.
     #[arg(long)]
     pub follow: bool,
-    /// Keeps the journal and everything else about SRC here, outside SRC and DST.
+    /// Keeps the journal and everything else about this copy here, outside SRC and DST.
     #[arg(long, value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
     /// Takes a DST that is not empty and was never a replica; what differs is overwritten.

@@ -2,15 +2,14 @@
 //! file system.
 
 use std::ffi::OsString;
+use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::Context;
-
 use super::Failure;
 use super::args::{Args, Command, CopyArgs, SinkArgs, SourceArgs};
-use super::state_dir::{name_of, real_path};
+use super::state_dir::{StateDirError, name_of, real_path};
 use crate::role::{SinkOptions, SourceOptions};
 use crate::wire::Url;
 
@@ -82,9 +81,9 @@ impl Environment {
         }
     }
 
-    /// Returns the state directory of the tree at `root`; `kind` keeps apart what two uses of
-    /// one tree know about it.
-    fn state_dir(&self, kind: &str, root: &Path) -> Result<PathBuf, Failure> {
+    /// Returns the state directory of what is called `name`, a path for each directory that has
+    /// a part in it.
+    fn state_dir(&self, name: &Path) -> Result<PathBuf, Failure> {
         if let Some(given) = &self.state_directory {
             // systemd separates several by colons; the first is the unit's main one.
             let first = given.as_bytes().split(|byte| *byte == b':').next().unwrap_or_default();
@@ -103,7 +102,7 @@ impl Environment {
                     .to_string(),
             ));
         };
-        Ok(base.join("mirror").join(kind).join(name_of(root)))
+        Ok(base.join("mirror").join(name))
     }
 }
 
@@ -142,7 +141,7 @@ fn source(args: SourceArgs, environment: &Environment) -> Result<Config, Failure
     for url in &args.listen {
         check_socket_outside(url, &root)?;
     }
-    let state_dir = state_dir(args.state_dir, environment, "", &root)?;
+    let state_dir = state_dir(args.state_dir, environment, name_of(&root).as_ref())?;
     check_outside(&state_dir, &root)?;
     let options = SourceOptions {
         root,
@@ -158,7 +157,7 @@ fn source(args: SourceArgs, environment: &Environment) -> Result<Config, Failure
 fn sink(args: SinkArgs, environment: &Environment) -> Result<Config, Failure> {
     check_transport(&args.upstream, args.insecure_plaintext)?;
     let root = real_directory(&args.root)?;
-    let state_dir = state_dir(args.state_dir, environment, "", &root)?;
+    let state_dir = state_dir(args.state_dir, environment, name_of(&root).as_ref())?;
     check_outside(&state_dir, &root)?;
     let options = SinkOptions {
         root,
@@ -190,8 +189,10 @@ fn copy(args: CopyArgs, environment: &Environment) -> Result<Config, Failure> {
     let sink_root = if args.destination.exists() {
         real_directory(&args.destination)?
     } else {
-        real_path(&args.destination)
-            .with_context(|| format!("cannot use {}", args.destination.display()))?
+        real_path(&args.destination).map_err(|error| {
+            let destination = args.destination.display();
+            anyhow::anyhow!("cannot use {destination}: {error}; choose another directory")
+        })?
     };
     let nested = |outer: &Path, inner: &Path| {
         Failure::Usage(format!(
@@ -207,7 +208,9 @@ fn copy(args: CopyArgs, environment: &Environment) -> Result<Config, Failure> {
     if source_root.starts_with(&sink_root) {
         return Err(nested(&sink_root, &source_root));
     }
-    let state_dir = state_dir(args.state_dir, environment, "copy", &source_root)?;
+    // Copies of one tree to several places are apart in what they know.
+    let name = Path::new("copy").join(name_of(&source_root)).join(name_of(&sink_root));
+    let state_dir = state_dir(args.state_dir, environment, &name)?;
     check_outside(&state_dir, &source_root)?;
     check_outside(&state_dir, &sink_root)?;
     let source = SourceOptions {
@@ -250,7 +253,14 @@ fn check_transport(url: &Url, insecure_plaintext: bool) -> Result<(), Failure> {
 
 /// Returns the real path of a directory that must exist.
 fn real_directory(path: &Path) -> Result<PathBuf, Failure> {
-    let real = path.canonicalize().with_context(|| format!("cannot use {}", path.display()))?;
+    let real = path.canonicalize().map_err(|error| {
+        let what_to_do = match error.kind() {
+            io::ErrorKind::NotFound => "; make it, or check how it is written",
+            io::ErrorKind::PermissionDenied => "; run mirror as a user that may enter it",
+            _ => "; check how it is written",
+        };
+        anyhow::anyhow!("cannot use {}: {error}{what_to_do}", path.display())
+    })?;
     if !real.is_dir() {
         return Err(anyhow::anyhow!("{} is not a directory; name one", path.display()).into());
     }
@@ -260,16 +270,14 @@ fn real_directory(path: &Path) -> Result<PathBuf, Failure> {
 fn state_dir(
     given: Option<PathBuf>,
     environment: &Environment,
-    kind: &str,
-    root: &Path,
+    name: &Path,
 ) -> Result<PathBuf, Failure> {
     let path = match given {
         Some(path) => path,
-        None => environment.state_dir(kind, root)?,
+        None => environment.state_dir(name)?,
     };
-    let real = real_path(&path)
-        .with_context(|| format!("cannot use the state directory {}", path.display()))?;
-    Ok(real)
+    let real = real_path(&path);
+    Ok(real.map_err(|reason| anyhow::Error::from(StateDirError::Io { path, reason }))?)
 }
 
 /// What is kept about a tree must not become part of it.
@@ -305,23 +313,44 @@ fn names_a_host(path: &Path) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser;
+
     use super::*;
 
     #[test]
     fn state_has_its_place_for_everybody() {
-        let root = Path::new("/srv/site");
+        let name = Path::new("srv-site");
         let mut environment = Environment { is_root: true, ..Environment::default() };
-        let place = |environment: &Environment, kind| environment.state_dir(kind, root).unwrap();
-        assert_eq!(place(&environment, ""), Path::new("/var/lib/mirror/srv-site"));
-        assert_eq!(place(&environment, "copy"), Path::new("/var/lib/mirror/copy/srv-site"));
+        let place = |environment: &Environment| environment.state_dir(name).unwrap();
+        assert_eq!(place(&environment), Path::new("/var/lib/mirror/srv-site"));
         environment.is_root = false;
-        assert!(matches!(environment.state_dir("", root), Err(Failure::Usage(_))));
+        assert!(matches!(environment.state_dir(name), Err(Failure::Usage(_))));
         environment.home = Some("/home/me".into());
-        assert_eq!(place(&environment, ""), Path::new("/home/me/.local/state/mirror/srv-site"));
+        assert_eq!(place(&environment), Path::new("/home/me/.local/state/mirror/srv-site"));
         environment.xdg_state_home = Some("/state".into());
-        assert_eq!(place(&environment, ""), Path::new("/state/mirror/srv-site"));
+        assert_eq!(place(&environment), Path::new("/state/mirror/srv-site"));
         environment.state_directory = Some("/run/a:/run/b".into());
-        assert_eq!(place(&environment, ""), Path::new("/run/a"));
+        assert_eq!(place(&environment), Path::new("/run/a"));
+    }
+
+    #[test]
+    fn copies_of_one_tree_are_apart() {
+        let temporary = tempfile::tempdir().unwrap();
+        let real = temporary.path().canonicalize().unwrap();
+        std::fs::create_dir(real.join("a")).unwrap();
+        let xdg_state_home = Some(real.join("state").into());
+        let environment = Environment { xdg_state_home, ..Environment::default() };
+        let place = |destination: &str| {
+            let [from, to] = ["a", destination].map(|name| real.join(name).into_os_string());
+            let typed = ["mirror", "copy", "--follow"].map(OsString::from);
+            let args = Args::parse_from(typed.into_iter().chain([from, to]));
+            Config::new(args, &environment).unwrap().state_dir
+        };
+        let expected = |destination: &str| {
+            let copies = real.join("state/mirror/copy");
+            copies.join(name_of(&real.join("a"))).join(name_of(&real.join(destination)))
+        };
+        assert_eq!([place("b"), place("c")], [expected("b"), expected("c")]);
     }
 
     #[test]

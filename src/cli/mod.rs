@@ -5,17 +5,23 @@
 pub mod args;
 pub mod config;
 mod logging;
+mod progress;
 pub mod state_dir;
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::Parser;
+use clap::error::ErrorKind;
+use clap::{CommandFactory, Parser};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::event_loop::{EventLoop, Upstream};
+use crate::role::identity::{self, Claim};
 use crate::role::{OpenError, Sink, SinkOptions, Source};
 use args::Args;
 use config::{Config, Environment, Job};
+use progress::ProgressLine;
 use state_dir::StateDir;
 
 /// Why the program ends other than well; each has its exit status.
@@ -41,29 +47,72 @@ impl Failure {
 
 /// Runs the program with the process's arguments and environment.
 pub fn main() -> ExitCode {
-    let args = Args::parse();
-    logging::start(&args.log);
-    match Config::new(args, &Environment::of_process()).and_then(|config| Ok(run(config)?)) {
+    let args = match Args::try_parse() {
+        Ok(args) => args,
+        Err(error) => return answer(&error),
+    };
+    let progress = logging::start(&args.log);
+    raise_descriptor_limit();
+    let config = Config::new(args, &Environment::of_process());
+    let result = config.and_then(|config| Ok(run(config, progress.clone())?));
+    if let Some(progress) = progress {
+        progress.show(None);
+    }
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            // One line, whatever a message or a name in it has in it.
-            eprintln!("mirror: {}", failure.to_string().replace('\n', " "));
+            logging::say(&failure.to_string());
             ExitCode::from(failure.status())
         }
     }
 }
 
+/// Shows the help or the version that was asked for, or says in one line what was typed wrong.
+fn answer(error: &clap::Error) -> ExitCode {
+    if !error.use_stderr() || error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        // Who cannot be shown it has the exit status.
+        let _ = error.print();
+    } else {
+        logging::say(&usage_line(error, std::env::args_os().skip(1)));
+    }
+    ExitCode::from(error.exit_code() as u8)
+}
+
+/// Returns what is wrong, in one line, and where to read what would be right.
+fn usage_line(error: &clap::Error, typed: impl Iterator<Item = OsString>) -> String {
+    // What is wrong and tips come first; the usage, which is many lines with some roles, and
+    // where to find help come last.
+    let rendered = error.render().to_string();
+    let text = rendered.split("\nUsage:").next().unwrap_or_default();
+    let text = text.split("\nFor more information").next().unwrap_or_default();
+    let text = text.strip_prefix("error: ").unwrap_or(text);
+    // A tip is a paragraph of its own.
+    let text = text.trim().replace("\n\n", "; ");
+    let words: Vec<&str> = text.split_whitespace().collect();
+    let command = Args::command();
+    let role = typed.into_iter().find_map(|word| command.find_subcommand(word));
+    let role = role.map(|role| format!("{} ", role.get_name())).unwrap_or_default();
+    format!("{}; see mirror {role}--help", words.join(" "))
+}
+
 /// Does what was asked for, until it is done or a signal ends it.
-fn run(config: Config) -> anyhow::Result<()> {
+fn run(config: Config, progress: Option<ProgressLine>) -> anyhow::Result<()> {
     // Held until the end: a second process must not share the state.
     let _state_dir = StateDir::lock(&config.state_dir)?;
     let mut event_loop = EventLoop::new()?;
+    if let Some(progress) = progress {
+        event_loop.show_progress(move |received| progress.show(received));
+    }
+    // Held until the end likewise.
+    let _claim;
     match config.job {
         Job::Source { options, listen } => {
+            identity::refuse_replica(&options.root)?;
             let source = Source::open(options)?;
             event_loop.add_role("source", Box::new(source), &listen, None)?;
         }
         Job::Sink { options, upstream } => {
+            _claim = Claim::of_sink(&options.root)?;
             if let Some(sink) = open_sink(&options, &mut event_loop)? {
                 event_loop.add_role("sink", Box::new(sink), &[], Some(Upstream::Url(upstream)))?;
             }
@@ -71,7 +120,9 @@ fn run(config: Config) -> anyhow::Result<()> {
         Job::CopyFollow { source, sink } => {
             state_dir::create(&source.state_dir)?;
             state_dir::create(&sink.state_dir)?;
+            identity::refuse_replica(&source.root)?;
             state_dir::create_replica(&sink.root)?;
+            _claim = Claim::of_sink(&sink.root)?;
             // The sink first: it refuses a directory that is not to be overwritten.
             let sink = Sink::open(sink)?;
             let source = Source::open(source)?;
@@ -80,6 +131,16 @@ fn run(config: Config) -> anyhow::Result<()> {
         }
     }
     Ok(event_loop.run()?)
+}
+
+/// Lets the process have as many descriptors as it may: each connection takes some, and the soft
+/// limit is low only for the sake of programs that use select(2).
+fn raise_descriptor_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::debug!("cannot raise the limit of open files: {error}");
+    }
 }
 
 /// Time between two attempts to open a replica on a disk that is full or read-only.

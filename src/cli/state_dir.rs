@@ -22,12 +22,15 @@ pub struct StateDir {
 #[derive(Debug, thiserror::Error)]
 pub enum StateDirError {
     /// It cannot be made, read or locked.
-    #[error("cannot use the state directory {}: {source}", path.display())]
+    #[error(
+        "cannot use the state directory {}: {reason}; choose another by --state-dir",
+        path.display()
+    )]
     Io {
         /// The directory.
         path: PathBuf,
-        /// Why not.
-        source: io::Error,
+        /// Why not; no `source`, for the message has it already.
+        reason: io::Error,
     },
     /// Another process holds it.
     #[error(
@@ -48,12 +51,14 @@ pub enum StateDirError {
         path: PathBuf,
     },
     /// A replica cannot be made.
-    #[error("cannot make the directory {}: {source}", path.display())]
+    #[error(
+        "cannot make the directory {}: {reason}; make it, or choose another", path.display()
+    )]
     Replica {
         /// The directory.
         path: PathBuf,
-        /// Why not.
-        source: io::Error,
+        /// Why not; no `source`, for the message has it already.
+        reason: io::Error,
     },
 }
 
@@ -61,7 +66,7 @@ impl StateDir {
     /// Makes the directory if it is missing, and locks it.
     pub fn lock(path: &Path) -> Result<StateDir, StateDirError> {
         create(path)?;
-        let error = |source| StateDirError::Io { path: path.to_path_buf(), source };
+        let error = |reason| StateDirError::Io { path: path.to_path_buf(), reason };
         let mode = path.metadata().map_err(error)?.permissions().mode();
         // One that was there before keeps its mode: it may be anything, /tmp too.
         if mode & 0o002 != 0 {
@@ -79,7 +84,7 @@ impl StateDir {
             Err(rustix::io::Errno::WOULDBLOCK) => {
                 Err(StateDirError::Locked { path: path.to_path_buf() })
             }
-            Err(source) => Err(error(source.into())),
+            Err(reason) => Err(error(reason.into())),
         }
     }
 }
@@ -90,13 +95,13 @@ pub fn create(path: &Path) -> Result<(), StateDirError> {
         .recursive(true)
         .mode(0o700)
         .create(path)
-        .map_err(|source| StateDirError::Io { path: path.to_path_buf(), source })
+        .map_err(|reason| StateDirError::Io { path: path.to_path_buf(), reason })
 }
 
 /// Makes the directory that becomes a replica, if it is missing.
 pub fn create_replica(path: &Path) -> Result<(), StateDirError> {
     std::fs::create_dir_all(path)
-        .map_err(|source| StateDirError::Replica { path: path.to_path_buf(), source })
+        .map_err(|reason| StateDirError::Replica { path: path.to_path_buf(), reason })
 }
 
 /// Returns the name of the state directory of the tree at `root`, an absolute path.

@@ -10,13 +10,15 @@ use mio::unix::SourceFd;
 use mio::{Interest, Token};
 
 use super::dial::{self, Attempt, Begun, Dial};
-use super::limits::{ACCEPT_PAUSE, ACCEPTS_TURN_MAX, FRAMES_TURN_MAX, READ_TURN_BYTES_MAX};
+use super::limits::{
+    ACCEPT_PAUSE, ACCEPTS_TURN_MAX, FRAMES_TURN_MAX, GIVE_WAY_TURN_MAX, READ_TURN_BYTES_MAX,
+};
 use super::link::Link;
 use super::listener::Listener;
 use super::stream::Stream;
-use super::switchboard::{Slot, Switchboard};
+use super::switchboard::{Crowd, Slot, Switchboard};
 use super::{RoleId, Upstream};
-use crate::role::{LinkError, LinkId, Role, RoleError};
+use crate::role::{LinkError, LinkId, Received, Role, RoleError};
 use crate::wire::{Refusal, Url};
 
 /// A role and all that belongs to it; nothing of one host is shared with another.
@@ -32,6 +34,8 @@ pub(super) struct Host {
     links: BTreeMap<LinkId, Link>,
     /// Whether the role was called since its links were last asked for frames.
     is_touched: bool,
+    /// Whether it was said that too many connect.
+    is_crowded: bool,
     /// Whether links have more to read or to send than one turn allows.
     has_more: bool,
 }
@@ -68,6 +72,7 @@ impl Host {
             listeners: Vec::new(),
             links: BTreeMap::new(),
             is_touched: true,
+            is_crowded: false,
             has_more: false,
         })
     }
@@ -87,6 +92,11 @@ impl Host {
     /// Returns where the role listens.
     pub(super) fn listening(&self) -> impl Iterator<Item = &Url> {
         self.listeners.iter().map(|(_, listener)| listener.url())
+    }
+
+    /// Returns how far the role is in receiving a whole tree.
+    pub(super) fn received(&self) -> Option<Received> {
+        self.role.received()
     }
 
     /// Returns whether the host must be called again without waiting for an event.
@@ -123,15 +133,25 @@ impl Host {
     /// Accepts what waits at the listener of `token`.
     pub(super) fn handle_listener_event(&mut self, token: Token, switchboard: &mut Switchboard) {
         let now = Instant::now();
+        let mut gave_way = 0;
         for _ in 0..ACCEPTS_TURN_MAX {
+            if gave_way == GIVE_WAY_TURN_MAX {
+                break;
+            }
+            let has_place = self.has_place(switchboard);
             let Some((_, listener)) = self.listeners.iter_mut().find(|(at, _)| *at == token) else {
                 return;
             };
+            if !has_place {
+                listener.paused_until = Some(now + ACCEPT_PAUSE);
+                return;
+            }
             match listener.accept() {
                 Ok((stream, peer)) => {
                     if listener.paused_until.take().is_some() {
                         tracing::info!("{} accepts connections again", listener.url());
                     }
+                    gave_way += usize::from(self.make_place(switchboard));
                     self.connected(stream, None, &peer, now, switchboard);
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
@@ -159,6 +179,44 @@ impl Host {
             }
         }
         switchboard.accept_again(token);
+    }
+
+    /// Returns whether another connection may be accepted: there is a place, or one who has said
+    /// nothing yet can give way.
+    ///
+    /// Otherwise a peer that only connects would take all descriptors, and with them the tree
+    /// from those who follow it.
+    fn has_place(&mut self, switchboard: &Switchboard) -> bool {
+        match switchboard.crowd() {
+            Crowd::Few => self.is_crowded = false,
+            Crowd::Some => {}
+            Crowd::Full => {
+                if !std::mem::replace(&mut self.is_crowded, true) {
+                    tracing::warn!(
+                        "{}: as many connections as the limit of open files allows; more wait, \
+                         and who says nothing gives way; if they are wanted, raise the limit \
+                         (ulimit -n, LimitNOFILE=)",
+                        self.name
+                    );
+                }
+                return self.oldest_silent().is_some();
+            }
+        }
+        true
+    }
+
+    /// Makes place for one more connection. Returns whether another had to go for it.
+    fn make_place(&mut self, switchboard: &mut Switchboard) -> bool {
+        if switchboard.crowd() != Crowd::Full {
+            return false;
+        }
+        let Some(oldest) = self.oldest_silent() else { return false };
+        self.close(oldest, "it said nothing, and others wait", switchboard);
+        true
+    }
+
+    fn oldest_silent(&self) -> Option<LinkId> {
+        self.links.iter().find(|(_, link)| !link.has_spoken).map(|(id, _)| *id)
     }
 
     /// Handles what is due at `now`: the role's timers, and the host's own.
@@ -497,6 +555,7 @@ fn read_frames(link: &mut Link, role: &mut dyn Role, id: LinkId, now: Instant) -
             match link.decoder.next_frame() {
                 Ok(None) => break,
                 Ok(Some((frame, bytes))) => {
+                    link.has_spoken = true;
                     if let Err(error) = role.handle_frame(id, frame, bytes, now) {
                         return ReadEnd::Failed(error);
                     }

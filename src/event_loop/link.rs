@@ -19,6 +19,8 @@ pub(super) struct Link {
     outbox: Outbox,
     pub(super) readable: bool,
     pub(super) writable: bool,
+    /// Whether a whole frame came from the peer.
+    pub(super) has_spoken: bool,
     /// Why nothing can be written any more. What the peer sent before is still read, for its
     /// last frame says why.
     pub(super) broken: Option<String>,
@@ -33,6 +35,7 @@ impl Link {
             outbox: Outbox::default(),
             readable: true,
             writable: true,
+            has_spoken: false,
             broken: None,
         }
     }

@@ -10,6 +10,7 @@ use mio::event::Source;
 use mio::net::{TcpListener, UnixListener, UnixStream};
 use mio::{Interest, Registry, Token};
 use rustix::fs::Mode;
+use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
 use super::LoopError;
@@ -35,7 +36,7 @@ enum Socket {
 impl Listener {
     /// Listens on `url`.
     pub(super) fn bind(url: &Url) -> Result<Listener, LoopError> {
-        let error = |source| LoopError::Listen { url: url.clone(), source };
+        let error = |error| LoopError::Listen { url: url.clone(), reason: reason(url, &error) };
         let (socket, url) = match url {
             Url::Tcp(at) => {
                 let listener = bind_tcp(at).map_err(error)?;
@@ -93,6 +94,41 @@ impl Drop for Listener {
             }
         }
     }
+}
+
+/// Returns why `url` cannot be listened on, and what to do.
+fn reason(url: &Url, error: &io::Error) -> String {
+    let errno = Errno::from_io_error(error);
+    let what_to_do = match (url, errno) {
+        (Url::Unix(path), Some(Errno::ADDRINUSE)) => {
+            let is_socket = path.symlink_metadata().is_ok_and(|file| file.file_type().is_socket());
+            if !is_socket {
+                return "what is there is a file and not a socket; choose another path, or remove \
+                        it if nobody needs it"
+                    .to_string();
+            }
+            "another process listens there; end that one, or choose another path".to_string()
+        }
+        (Url::Unix(path), Some(Errno::NOENT)) => {
+            let directory = path.parent().unwrap_or(path);
+            format!("make the directory {} first, or choose another path", directory.display())
+        }
+        (Url::Unix(_), Some(Errno::NAMETOOLONG)) => {
+            "a socket's path has at most 107 bytes; choose a shorter path".to_string()
+        }
+        (Url::Unix(_), Some(Errno::ACCESS | Errno::PERM)) => {
+            "choose a directory that this user may write to".to_string()
+        }
+        (Url::Unix(_), _) => "choose another path".to_string(),
+        (_, Some(Errno::ADDRINUSE)) => {
+            "another process listens there; end that one, or choose another port".to_string()
+        }
+        (_, Some(Errno::ACCESS | Errno::PERM)) => {
+            "choose a port above 1023, or let mirror use it (CAP_NET_BIND_SERVICE)".to_string()
+        }
+        _ => "write an address of this machine, or [::] for all that it has".to_string(),
+    };
+    format!("{error}; {what_to_do}")
 }
 
 fn bind_tcp(at: &HostPort) -> io::Result<TcpListener> {

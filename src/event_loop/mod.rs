@@ -34,10 +34,10 @@ use mio::{Events, Interest, Poll, Token, Waker};
 use signal_hook::consts::signal::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook_mio::v1_0::Signals;
 
-use crate::role::{LinkId, Role, RoleError};
+use crate::role::{LinkId, Received, Role, RoleError};
 use crate::wire::Url;
 use host::Host;
-use limits::FAREWELL_TIME_MAX;
+use limits::{FAREWELL_TIME_MAX, PROGRESS_PAUSE};
 use listener::Listener;
 use stream::Stream;
 use switchboard::{Slot, Switchboard};
@@ -66,12 +66,12 @@ pub enum LoopError {
     #[error("cannot set up the event loop: {0}")]
     SetUp(io::Error),
     /// An address cannot be listened on.
-    #[error("cannot listen on {url}: {source}")]
+    #[error("cannot listen on {url}: {reason}")]
     Listen {
         /// The address.
         url: Url,
-        /// Why not.
-        source: io::Error,
+        /// Why not, and what to do.
+        reason: String,
     },
     /// The transport is not there yet.
     #[error("{0}: this transport is not built yet; use tcp://HOST:PORT or unix:/PATH")]
@@ -94,8 +94,29 @@ pub struct EventLoop {
     hosts: Vec<Option<Host>>,
     stop: Arc<AtomicBool>,
     waker: Arc<Waker>,
+    progress: Option<Progress>,
     /// The first failure of a role, which [`EventLoop::run`] returns in the end.
     failure: Option<RoleError>,
+}
+
+/// Whom to tell how far the roles are.
+struct Progress {
+    show: Box<dyn FnMut(Option<Received>)>,
+    is_shown: bool,
+    next: Instant,
+}
+
+impl Progress {
+    /// Tells it at once when something begins or ends, else only now and then.
+    fn update(&mut self, received: Option<Received>) {
+        let now = Instant::now();
+        if received.is_some() == self.is_shown && (!self.is_shown || now < self.next) {
+            return;
+        }
+        self.is_shown = received.is_some();
+        self.next = now + PROGRESS_PAUSE;
+        (self.show)(received);
+    }
 }
 
 /// Ends a loop from another thread, as SIGTERM does.
@@ -130,8 +151,16 @@ impl EventLoop {
             hosts: Vec::new(),
             stop: Arc::new(AtomicBool::new(false)),
             waker,
+            progress: None,
             failure: None,
         })
+    }
+
+    /// Has `show` called with how far a role is in receiving a whole tree, while one does, and
+    /// with `None` after that. The loop never wakes up for it.
+    pub fn show_progress(&mut self, show: impl FnMut(Option<Received>) + 'static) {
+        let next = Instant::now();
+        self.progress = Some(Progress { show: Box::new(show), is_shown: false, next });
     }
 
     /// Hosts a role from now on.
@@ -233,6 +262,9 @@ impl EventLoop {
         }
         for index in 0..self.hosts.len() {
             self.with_host(RoleId(index), Host::run_turn);
+        }
+        if let Some(progress) = &mut self.progress {
+            progress.update(self.hosts.iter().flatten().find_map(Host::received));
         }
         let is_stopped = self.stop.load(Ordering::Acquire);
         Ok(!is_stopped && self.hosts.iter().any(Option::is_some))

@@ -10,8 +10,10 @@ use mio::event::Source;
 use mio::unix::SourceFd;
 use mio::{Interest, Registry, Token, Waker};
 use rustc_hash::FxHashMap;
+use rustix::process::{Resource, getrlimit};
 
 use super::dial::{self, Resolved};
+use super::limits::connections_max;
 use super::link::Farewell;
 use super::{FIRST_TOKEN, RoleId};
 use crate::role::LinkId;
@@ -33,6 +35,17 @@ pub(super) enum Slot {
     Farewell,
 }
 
+/// How many connections there are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Crowd {
+    /// At most half of what there may be.
+    Few,
+    /// More.
+    Some,
+    /// One that comes takes another's place.
+    Full,
+}
+
 /// Tokens, the helper threads' answers, and connections that are being closed.
 pub(super) struct Switchboard {
     registry: Registry,
@@ -43,6 +56,8 @@ pub(super) struct Switchboard {
     accept_again: Vec<Token>,
     waker: Arc<Waker>,
     answers: (Sender<Resolved>, Receiver<Resolved>),
+    /// Most connections, those that are being closed included.
+    pub(super) connections_max: u64,
 }
 
 impl Switchboard {
@@ -55,6 +70,7 @@ impl Switchboard {
             accept_again: Vec::new(),
             waker,
             answers: channel(),
+            connections_max: connections_max(getrlimit(Resource::Nofile).current),
         }
     }
 
@@ -83,6 +99,18 @@ impl Switchboard {
     /// Returns whom an event is for.
     pub(super) fn slot(&self, token: Token) -> Option<Slot> {
         self.slots.get(&token).copied()
+    }
+
+    /// Returns how many connections there are, those that are being closed included, in parts
+    /// of what there may be.
+    pub(super) fn crowd(&self) -> Crowd {
+        let is_connection = |slot: &&Slot| matches!(slot, Slot::Link(_) | Slot::Farewell);
+        let connections = self.slots.values().filter(is_connection).count() as u64;
+        match connections {
+            _ if connections >= self.connections_max => Crowd::Full,
+            _ if connections > self.connections_max / 2 => Crowd::Some,
+            _ => Crowd::Few,
+        }
     }
 
     /// Watches a stream for everything.

@@ -410,3 +410,45 @@ fn one_role_that_fails_does_not_end_the_others() {
     event_loop.stopper().stop();
     assert_eq!(event_loop.run().unwrap_err().to_string(), "the toy is broken");
 }
+
+#[test]
+fn who_says_nothing_gives_way_and_who_speaks_stays() {
+    let mut event_loop = EventLoop::new().unwrap();
+    let (server, url) = echo_server(&mut event_loop, tcp());
+    event_loop.switchboard.connections_max = 3;
+    let mut said = 0;
+    let mut speak = |event_loop: &mut EventLoop, stream: &mut StdTcpStream| {
+        said += 1;
+        stream.write_all(&encode_message(&message(said))).unwrap();
+        let mut decoder = FrameDecoder::default();
+        let mut heard = Vec::new();
+        let mut is_over = false;
+        let end = Instant::now() + Duration::from_secs(10);
+        while heard.is_empty() && !is_over {
+            assert!(Instant::now() < end, "no echo");
+            event_loop.turn(Some(Duration::from_millis(10))).unwrap();
+            (heard, is_over) = read_messages(stream, &mut decoder);
+        }
+        heard == [message(said)]
+    };
+    let mut first = connect(&url);
+    assert!(speak(&mut event_loop, &mut first));
+    let silent: Vec<StdTcpStream> = (0..20).map(|_| connect(&url)).collect();
+    // All were accepted, and all but the last two had to go.
+    turn_until(&mut event_loop, || server.0.borrow().closed.len() == 18);
+    let mut last = connect(&url);
+    assert!(speak(&mut event_loop, &mut last));
+    assert!(speak(&mut event_loop, &mut first), "who had spoken was closed");
+    // When all have spoken, who comes waits until one leaves.
+    let mut third = connect(&url);
+    assert!(speak(&mut event_loop, &mut third));
+    let mut fourth = connect(&url);
+    for _ in 0..5 {
+        event_loop.turn(Some(Duration::from_millis(10))).unwrap();
+    }
+    assert_eq!(event_loop.hosts[0].as_ref().unwrap().outbox_bytes().count(), 3);
+    drop((first, silent));
+    assert!(speak(&mut event_loop, &mut fourth));
+    assert!(speak(&mut event_loop, &mut last));
+    assert!(speak(&mut event_loop, &mut third));
+}

@@ -1,13 +1,16 @@
 //! Who a node is, kept in its state directory: the tree's id, the node's, and which root.
 
+use std::os::fd::AsFd;
 use std::path::Path;
 
+use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
 use super::RoleError;
 use crate::journal::state_file;
 use crate::model::{EpochId, NodeId, TreeId};
 use crate::tree::Root;
+use crate::tree::replica::CONTROL_NAME;
 use crate::tree::root::stat_fd;
 
 /// A source's identity.
@@ -94,9 +97,8 @@ pub(super) fn load_node(state_dir: &Path) -> Result<NodeId, RoleError> {
     Ok(node)
 }
 
-/// Locks a source's root against a second source, without writing to it.
+/// Locks a source's root, or a sink's, against a second role, without writing to it.
 pub(super) fn lock(root: &Root, path: &Path) -> Result<(), RoleError> {
-    use rustix::fs::{FlockOperation, flock};
     match flock(root, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(()),
         Err(rustix::io::Errno::WOULDBLOCK) => Err(RoleError(format!(
@@ -106,6 +108,66 @@ pub(super) fn lock(root: &Root, path: &Path) -> Result<(), RoleError> {
         // A file system without locks: the state directory's lock must do.
         Err(_) => Ok(()),
     }
+}
+
+/// Keeps a directory for a sink while this value lives.
+#[derive(Debug)]
+pub struct Claim {
+    _root: Root,
+}
+
+impl Claim {
+    /// Claims `path`, an absolute and real path, for a sink.
+    ///
+    /// # Errors
+    ///
+    /// If a process serves or replicates it, or a directory above it: of a tree that is served
+    /// nothing may be written by us, and what is inside a replica is the upstream's to change.
+    /// A role further down is not noticed: to find one would take a walk through the tree.
+    pub fn of_sink(path: &Path) -> Result<Claim, RoleError> {
+        for above in path.ancestors().skip(1) {
+            // Only what others have locked for themselves says no; what cannot be opened cannot
+            // be asked. The lock ends with the descriptor.
+            let Ok(directory) = Root::open(above) else { continue };
+            if is_locked(&directory) {
+                return Err(RoleError(format!(
+                    "{}: it lies inside {}, which another process serves or replicates; choose a \
+                     directory outside of it, or stop that process first",
+                    path.display(),
+                    above.display()
+                )));
+            }
+        }
+        let fail = |error| RoleError(format!("{}: cannot open it: {error}", path.display()));
+        let root = Root::open(path).map_err(fail)?;
+        lock(&root, path)?;
+        Ok(Claim { _root: root })
+    }
+}
+
+/// Refuses to serve a running replica or a part of one: it is its sink's to change, and a tree
+/// would become its own upstream if it led back.
+pub fn refuse_replica(path: &Path) -> Result<(), RoleError> {
+    for replica in path.ancestors() {
+        let Ok(lock) = std::fs::File::open(replica.join(CONTROL_NAME).join("lock")) else {
+            continue;
+        };
+        if is_locked(&lock) {
+            return Err(RoleError(format!(
+                "{}: {} is a replica that another process keeps; let sinks follow its source \
+                 itself, or stop that process first",
+                path.display(),
+                replica.display()
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// Returns whether another descriptor holds the lock.
+fn is_locked(descriptor: impl AsFd) -> bool {
+    let locked = flock(descriptor, FlockOperation::NonBlockingLockShared);
+    locked == Err(rustix::io::Errno::WOULDBLOCK)
 }
 
 /// Returns the id of this boot of the machine.

@@ -72,8 +72,23 @@ pub trait Role {
     /// Handles the passing of time. Called whenever [`poll_timeout`](Role::poll_timeout) is due.
     fn handle_timeout(&mut self, now: Instant) -> Result<(), RoleError>;
 
+    /// Returns how far the role is in receiving or comparing a whole tree, `None` while it does
+    /// not. Asked often, so it must cost nothing.
+    fn received(&self) -> Option<Received> {
+        None
+    }
+
     /// Leaves a clean state behind: what is applied becomes durable. Called once, last.
     fn shut_down(&mut self) -> Result<(), RoleError>;
+}
+
+/// How far a role is in receiving or comparing a whole tree.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Received {
+    /// Entries that are as the upstream has them, found or made so.
+    pub entries: u64,
+    /// Bytes of content that came for it.
+    pub bytes: u64,
 }
 
 /// What a call for one connection failed with.
@@ -90,7 +105,34 @@ pub enum LinkError {
     Role(#[from] RoleError),
 }
 
+/// Returns what to do when a tree cannot be watched.
+fn watch_advice(error: &std::io::Error) -> &'static str {
+    match rustix::io::Errno::from_io_error(error) {
+        // Of inotify, not of files, most of the time: the default is 128 for each user.
+        Some(rustix::io::Errno::MFILE) => {
+            "; raise fs.inotify.max_user_instances by sysctl, or the limit of open files by \
+             ulimit -n"
+        }
+        Some(rustix::io::Errno::NFILE) => "; raise fs.file-max by sysctl",
+        Some(rustix::io::Errno::NOSPC) => "; raise fs.inotify.max_user_watches by sysctl",
+        _ => "",
+    }
+}
+
 /// Why a role cannot go on: one line of what, where, why, and what to do.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct RoleError(pub String);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tree_that_cannot_be_watched_comes_with_advice() {
+        let advice = |errno: rustix::io::Errno| watch_advice(&errno.into());
+        assert!(advice(rustix::io::Errno::MFILE).contains("fs.inotify.max_user_instances"));
+        assert!(advice(rustix::io::Errno::NOSPC).contains("fs.inotify.max_user_watches"));
+        assert_eq!(advice(rustix::io::Errno::NOENT), "");
+    }
+}

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use super::checkpointer::Checkpointer;
 use super::identity::{boot_id, load_node};
 use super::options::SinkOptions;
-use super::{LinkError, LinkId, Role, RoleError};
+use super::{LinkError, LinkId, Received, Role, RoleError};
 use crate::journal::checkpoint::Checkpoint;
 use crate::model::TreePath;
 use crate::model::limits::{BACKOFF_MS_MAX, BACKOFF_MS_MIN};
@@ -59,6 +59,8 @@ pub struct Sink {
     started: Instant,
     adopts: bool,
     failed: Option<String>,
+    /// How far it is with the whole tree, while that is received.
+    received: Option<Received>,
 }
 
 impl Sink {
@@ -125,6 +127,7 @@ impl Sink {
             started: now,
             adopts: options.adopt,
             failed: None,
+            received: None,
         })
     }
 
@@ -160,6 +163,10 @@ impl Sink {
             return Ok(());
         }
         tracing::trace!("{item:?}");
+        if let Some(received) = &mut self.received {
+            received.entries += u64::from(matches!(item, Item::State { .. }));
+            received.bytes += raw.len() as u64;
+        }
         match self.replica.apply(item, raw) {
             Ok(applied) => receiver.handle_applied(&mut self.state, item, applied.needs),
             Err(error) if error.is_protocol() => {
@@ -305,6 +312,7 @@ impl Role for Sink {
             tracing::info!("{}: connected to the upstream", self.path.display());
         }
         self.adopts = false;
+        self.received = (plan != Plan::Resume).then(Received::default);
         let how =
             if plan == Plan::Resume { "resuming by position" } else { "receiving the whole tree" };
         tracing::info!("{}: {how}", self.path.display());
@@ -314,7 +322,13 @@ impl Role for Sink {
     fn handle_drained(&mut self, _link: LinkId, now: Instant) -> Result<(), LinkError> {
         // A directory is shown when it has all its files, if that does not take long.
         let waits = self.flush_at.is_none_or(|at| now < at && self.replica.is_building());
-        if waits { Ok(()) } else { self.flush(now) }
+        let flushed = if waits { Ok(()) } else { self.flush(now) };
+        // What came with a problem is asked for as long as that takes, and not waited for here.
+        let is_whole = self.state.needs().next().is_none() || !self.said.is_empty();
+        if self.state.watermarks.is_some() && is_whole {
+            self.received = None;
+        }
+        flushed
     }
 
     fn poll_transmit(&mut self, link: LinkId, now: Instant) -> Result<Option<Vec<u8>>, LinkError> {
@@ -345,6 +359,7 @@ impl Role for Sink {
             self.replica.drop_stages();
         }
         self.link = None;
+        self.received = None;
         self.flush_at = None;
         self.frames.clear();
         if self.unreachable.as_deref() != Some(reason) {
@@ -392,6 +407,10 @@ impl Role for Sink {
             Some(reason) => Err(RoleError(reason)),
             None => Ok(()),
         }
+    }
+
+    fn received(&self) -> Option<Received> {
+        self.received
     }
 
     fn shut_down(&mut self) -> Result<(), RoleError> {

@@ -80,8 +80,9 @@ impl Source<Watch> {
             .map_err(|error| RoleError(format!("the journal cannot be used: {error}")))?;
         let watch_options = WatchOptions { rescan_interval: options.rescan_interval };
         let watched = Root::open(path).map_err(|error| fail("cannot open the tree", &error))?;
-        let watch = Watch::new(watched, watch_options)
-            .map_err(|error| fail("cannot watch the tree", &error))?;
+        let watch = Watch::new(watched, watch_options).map_err(|error| {
+            fail("cannot watch the tree", &format!("{error}{}", super::watch_advice(&error)))
+        })?;
         Source::new(options.root.clone(), watch, journal, Reader::new(root), identity)
     }
 }
