@@ -14,7 +14,7 @@ use crate::journal::checkpoint::Checkpoint;
 use crate::model::TreePath;
 use crate::model::limits::{BACKOFF_MS_MAX, BACKOFF_MS_MIN};
 use crate::session::{Receiver, ReceiverState};
-use crate::tree::replica::{ApplyError, Moved, Replica};
+use crate::tree::replica::{ApplyError, Moved, Problem, Replica};
 use crate::wire::{Frame, FrameKind, Item, Plan, Refusal, encode_message};
 
 /// Longest time for which directories' times and marks wait while the stream never pauses.
@@ -167,11 +167,21 @@ impl Sink {
             }
             Err(error) => {
                 let pause = if error.is_transient() { RETRY_TRANSIENT } else { RETRY_PERMANENT };
-                receiver.handle_problem(&mut self.state, item, error.path.clone(), now, pause);
+                receiver.handle_problem(&mut self.state, item, &error.path, now, pause);
                 self.say(&error);
             }
         }
+        self.take_problems(now);
         Ok(())
+    }
+
+    /// Asks for what failed besides the items themselves.
+    fn take_problems(&mut self, now: Instant) {
+        for Problem { error, content } in self.replica.take_problems() {
+            let pause = if error.is_transient() { RETRY_TRANSIENT } else { RETRY_PERMANENT };
+            self.state.need(error.path.clone(), content, Some(now + pause));
+            self.say(&error);
+        }
     }
 
     /// Says an error once until it is cured.
@@ -189,25 +199,25 @@ impl Sink {
 
     fn flush(&mut self, now: Instant) -> Result<(), LinkError> {
         self.flush_at = None;
-        let flushed = self.replica.flush();
-        let Some((_, receiver)) = &mut self.link else { return Ok(()) };
-        match flushed {
-            Ok(()) => receiver.handle_flushed(&mut self.state),
-            Err(error) => {
-                self.state.need(error.path.clone(), false, Some(now + RETRY_TRANSIENT));
-                receiver.handle_flushed(&mut self.state);
-                self.say(&error);
-            }
+        self.flush_replica(now);
+        if let Some((_, receiver)) = &mut self.link {
+            receiver.handle_flushed(&mut self.state);
         }
         if !self.said.is_empty() && self.state.needs().next().is_none() {
             self.said.clear();
             tracing::info!("{}: all problems are cured", self.path.display());
         }
         self.has_trash = true;
+        Ok(())
+    }
+
+    /// Puts everything in place; what cannot be is needed before any mark counts.
+    fn flush_replica(&mut self, now: Instant) {
+        self.replica.flush();
         for (path, content) in self.replica.take_needs() {
             self.state.need(path, content, None);
         }
-        Ok(())
+        self.take_problems(now);
     }
 
     fn start_checkpoint(&mut self, now: Instant) {
@@ -395,13 +405,11 @@ impl Role for Sink {
     }
 
     fn shut_down(&mut self) -> Result<(), RoleError> {
+        self.checkpointer.cancel();
+        self.flush_replica(Instant::now());
         let failed = |error: &dyn std::fmt::Display| {
             RoleError(format!("{}: at the end: {error}", self.path.display()))
         };
-        self.checkpointer.cancel();
-        if let Err(error) = self.replica.flush() {
-            return Err(failed(&error));
-        }
         if let Some((_, receiver)) = &mut self.link {
             receiver.handle_flushed(&mut self.state);
         }

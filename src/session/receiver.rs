@@ -77,13 +77,21 @@ impl ReceiverState {
             self.needs.clear();
             return self.need(TreePath::root(), false, not_before.max(later));
         };
-        if self.needs.iter().any(|need| !need.asked && need.path.is_root() && !need.content) {
-            return; // Covered by the comparison of everything.
+        let covers = |need: &Need| {
+            let comes_first = need.not_before <= not_before;
+            !need.asked && comes_first && need.content >= content && path.starts_with(&need.path)
+        };
+        if self.needs.iter().any(|need| covers(need) || is_comparison_of_all(need)) {
+            return;
         }
         let id = self.need_next;
         self.need_next += 1;
         self.needs.push(Need { id, path, content, asked: false, not_before });
     }
+}
+
+fn is_comparison_of_all(need: &Need) -> bool {
+    !need.asked && need.path.is_root() && !need.content
 }
 
 /// One connection to the upstream.
@@ -272,28 +280,37 @@ impl Receiver {
         }
     }
 
-    /// Says that an item could not be applied at `path`; it is asked for again after `pause`.
+    /// Says that an item could not be applied, because of `path`; both are asked for again
+    /// after `pause`.
     pub fn handle_problem(
         &mut self,
         state: &mut ReceiverState,
         item: &Item,
-        path: TreePath,
+        path: &TreePath,
         now: Instant,
         pause: Duration,
     ) {
         self.handle_applied(state, item, Vec::new());
-        let not_before = Some(now + pause);
+        let mut need = |path: &TreePath, content| {
+            state.need(path.clone(), content, Some(now + pause));
+        };
         match item {
             Item::Rename { from: a, to: b, .. } | Item::Exchange { a, b, .. } => {
-                state.need(a.clone(), true, not_before);
-                state.need(b.clone(), true, not_before);
+                need(a, true);
+                need(b, true);
             }
-            Item::Names { path, .. } => state.need(path.clone(), false, not_before),
-            Item::State { path, entry, .. } if entry.is_directory() => {
-                state.need(path.clone(), false, not_before);
-            }
-            _ => state.need(path, true, not_before),
+            Item::Names { path, .. } => need(path, false),
+            Item::State { path, entry, .. } => need(path, !entry.is_directory()),
+            Item::Absent { path, .. }
+            | Item::Unfinished { path }
+            | Item::StageOpen { path, .. } => need(path, true),
+            Item::StageData { .. }
+            | Item::StageAbort { .. }
+            | Item::Through { .. }
+            | Item::Answered { .. } => need(path, true),
         }
+        // What is in the way may be another entry than the item's.
+        need(path, false);
     }
 
     /// Says that everything applied so far is in place with its times: marks count from here.

@@ -85,6 +85,8 @@ pub struct Replica {
     unfinished: HashSet<Identity>,
     /// What must be asked of the upstream.
     owed: Vec<(TreePath, bool)>,
+    /// What failed besides the item at hand.
+    problems: Vec<Problem>,
     last_number: AtomicU64,
     /// Tells names outside the stage from those of other processes before and after this one.
     run: u64,
@@ -94,6 +96,17 @@ pub struct Replica {
     owner: (u32, u32),
     privileged: bool,
     refused: u64,
+}
+
+/// What failed and is no item's own failure: a directory that could not be shown, a time that
+/// could not be set.
+#[derive(Debug)]
+pub struct Problem {
+    /// Where, and why.
+    pub error: ApplyError,
+    /// Whether content was lost with it, which must travel again; else a comparison finds what
+    /// is missing.
+    pub content: bool,
 }
 
 /// What came of an item.
@@ -146,6 +159,7 @@ impl Replica {
             marker,
             unfinished: HashSet::new(),
             owed: Vec::new(),
+            problems: Vec::new(),
             last_number: AtomicU64::new(0),
             run: u64::from_le_bytes(run),
             device: (stat.stx_dev_major, stat.stx_dev_minor),
@@ -214,12 +228,12 @@ impl Replica {
     ///
     /// To be called when there is no more input for now, and before a watermark moves. What
     /// it may have to ask of the upstream comes with the next item, or by
-    /// [`Replica::take_needs`].
-    pub fn flush(&mut self) -> Result<(), ApplyError> {
-        let published = self.publish();
+    /// [`Replica::take_needs`]; what fails, by [`Replica::take_problems`].
+    pub fn flush(&mut self) {
+        self.publish();
         // The tree is anyone's between two bursts; what is kept is good for one.
         self.cached = None;
-        published.and(self.settle_all())
+        self.settle_all();
     }
 
     /// Takes what a flush, or an item that failed, has to ask of the upstream.
@@ -227,9 +241,14 @@ impl Replica {
         std::mem::take(&mut self.owed)
     }
 
+    /// Takes what failed besides the items that were applied since the last call.
+    pub fn take_problems(&mut self) -> Vec<Problem> {
+        std::mem::take(&mut self.problems)
+    }
+
     fn apply_checked(&mut self, item: &Item, raw: &[u8]) -> Result<(), ApplyError> {
         if self.staged.is_some() && !self.leaves_staged(item) {
-            self.publish()?;
+            self.publish();
         }
         if let (Some(staged), Item::State { .. } | Item::Absent { .. }) = (&mut self.staged, item) {
             staged.awaited = staged.awaited.saturating_sub(1);

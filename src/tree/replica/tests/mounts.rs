@@ -75,3 +75,21 @@ fn the_same_file_system_mounted_inside_works() {
     let Some(_mount) = Mounted::new(&arguments, fixture.path("m")) else { return };
     everything_works_in(&mut fixture, &[(path("m/d"), true)]);
 }
+
+#[test]
+fn a_directory_that_cannot_be_made_on_another_mount_is_given_up() {
+    let mut fixture = Fixture::new();
+    let elsewhere = fixture.path("elsewhere");
+    std::fs::create_dir(&elsewhere).unwrap();
+    let arguments = ["-o", "bind,ro", elsewhere.to_str().unwrap()];
+    let Some(_mount) = Mounted::new(&arguments, fixture.path("m")) else { return };
+    fixture.directory("m/d");
+    // It does not come up again and again.
+    for _ in 0..2 {
+        fixture.file("f", b"x");
+    }
+    let problems = fixture.replica.take_problems();
+    let found: Vec<_> = problems.iter().map(|it| (it.error.path.clone(), it.content)).collect();
+    assert_eq!(found, [(path("m/d"), true)]);
+    fixture.assert_clean();
+}
