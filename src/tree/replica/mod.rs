@@ -267,9 +267,7 @@ impl Replica {
                     (Kind::Regular { .. }, Content::Inline { .. }) => {
                         self.put_inline(path, entry, raw, links, mtime)
                     }
-                    (Kind::Regular { .. }, Content::Keep) => {
-                        self.keep(path, entry, links, mtime, |_, _, _| Ok(true))
-                    }
+                    (Kind::Regular { .. }, Content::Keep) => self.keep(path, entry, links, mtime),
                     (Kind::Regular { .. }, Content::Compare { digest }) => {
                         self.compare(path, entry, links, mtime, *digest)
                     }

@@ -50,13 +50,34 @@ fn keep_changes_attributes_in_place_and_needs_what_is_missing_or_of_another_size
     let inode = fixture.stat("f").ino();
     let mut entry = regular(3);
     entry.metadata.mode = 0o600;
-    entry.metadata.mtime = seconds(99);
     fixture.done(state("f", entry.clone()), b"");
     let stat = fixture.stat("f");
-    assert_eq!((stat.ino(), stat.mode() & 0o777, stat.mtime()), (inode, 0o600, 99));
+    assert_eq!((stat.ino(), stat.mode() & 0o777, stat.mtime()), (inode, 0o600, 5));
     assert_eq!(fixture.apply(state("g", entry.clone()), b""), [(path("g"), true)]);
     entry.kind = Kind::Regular { size: 4 };
     assert_eq!(fixture.apply(state("f", entry), b""), [(path("f"), true)]);
+}
+
+/// A write of the same size may not have come yet when its time does.
+#[test]
+fn a_new_time_vouches_for_content_only_by_a_digest() {
+    let mut fixture = Fixture::new();
+    fixture.file("f", b"abc");
+    let inode = fixture.stat("f").ino();
+    let mut entry = regular(3);
+    entry.metadata.mtime = seconds(99);
+    assert_eq!(fixture.apply(state("f", entry.clone()), b""), [(path("f"), false)]);
+    let linked = state_of(path("g"), entry.clone(), Content::Linked, &["f"]);
+    assert_eq!(fixture.apply(linked, b""), [(path("g"), false)]);
+    assert_eq!(fixture.mtime("f"), 5);
+    let mut compared = |content: &[u8]| {
+        let digest = Some(*blake3::hash(content).as_bytes());
+        let item = state_of(path("f"), entry.clone(), Content::Compare { digest }, &[]);
+        fixture.apply(item, b"")
+    };
+    assert_eq!(compared(b"abd"), [(path("f"), true)]);
+    assert_eq!(compared(b"abc"), []);
+    assert_eq!((fixture.stat("f").ino(), fixture.mtime("f")), (inode, 99));
 }
 
 #[test]
