@@ -5,9 +5,16 @@ mod common;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use common::machine::{Mount, has_tool, need_root};
 use common::pair::Pair;
+use common::proxy::Proxy;
+use mirror::journal::checkpoint::Checkpoint;
+use mirror::model::{EpochId, Sequence, Timestamp, TreeId, TreePath, Watermarks};
+use mirror::role::{Sink, SinkOptions};
+use mirror::tree::replica::Replica;
+use mirror::wire::Item;
 
 /// Prepares a pair whose replica is on an ext4 of its own.
 fn pair_on_ext4(bytes: u64) -> Option<(Pair, Mount)> {
@@ -54,5 +61,110 @@ fn an_immutable_directory_keeps_nothing_else_waiting() {
             && dst.join("later").exists()
     });
     immutable(&pair.dst.join("p"), "-i");
+    pair.converge();
     drop(pair);
+}
+
+/// What does not fit is not sent all the time, but soon when there is room.
+#[test]
+fn a_full_disk_is_tried_rarely_and_then_at_once() {
+    let Some((mut pair, mount)) = pair_on_ext4(48 << 20) else { return };
+    let port = common::machine::free_port();
+    pair.listen = format!("tcp://127.0.0.1:{port}");
+    let proxy = Proxy::start(port);
+    pair.upstream = format!("tcp://127.0.0.1:{}", proxy.port());
+    fs::write(pair.src.join("small"), "x").unwrap();
+    pair.start();
+    pair.converge();
+    let ballast = mount.path.join("ballast");
+    fs::write(&ballast, vec![0; 20 << 20]).unwrap();
+    fs::write(pair.src.join("big"), vec![7; 24 << 20]).unwrap();
+    assert!(pair.sink().wait_log("no space", common::patience()), "{}", pair.sink().log());
+    std::thread::sleep(Duration::from_secs(10));
+    let sent = proxy.bytes().0;
+    assert!(sent < 6 * (24 << 20), "{sent} bytes were sent in vain");
+    assert!(pair.sink().log().contains("big"), "names no file: {}", pair.sink().log());
+    let stage = fs::read_dir(pair.dst.join(".mirror/stage")).unwrap().count();
+    assert!(stage <= 1, "{stage} files are left in the stage");
+    fs::remove_file(&ballast).unwrap();
+    let (started, dst) = (Instant::now(), pair.dst.clone());
+    pair.wait_for("the big file comes", || dst.join("big").exists());
+    assert!(started.elapsed() < Duration::from_secs(4), "after {:?}", started.elapsed());
+    pair.converge();
+    drop(pair);
+}
+
+#[test]
+fn a_checkpoint_without_descriptors_is_said_once() {
+    let mut pair = Pair::new();
+    pair.sink_args = vec!["--checkpoint-interval".into(), "100ms".into()];
+    fs::write(pair.src.join("f"), "one").unwrap();
+    pair.start();
+    pair.converge();
+    std::thread::sleep(Duration::from_millis(500));
+    let pid = rustix::process::Pid::from_raw(pair.sink().id() as i32);
+    let limit = rustix::process::Resource::Nofile;
+    let before = rustix::process::getrlimit(limit);
+    let low = rustix::process::Rlimit { current: Some(3), maximum: before.maximum };
+    rustix::process::prlimit(pid, limit, low).unwrap();
+    fs::write(pair.src.join("f"), "two").unwrap();
+    assert!(pair.sink().wait_log("checkpoint", common::patience()), "{}", pair.sink().log());
+    std::thread::sleep(Duration::from_secs(1));
+    let log = pair.sink().log();
+    assert!(log.lines().count() < 20, "{} lines", log.lines().count());
+    assert_eq!(log.matches("checkpoint failed").count(), 1, "{log}");
+    rustix::process::prlimit(pid, limit, before).unwrap();
+    fs::write(pair.src.join("f"), "three").unwrap();
+    pair.converge();
+    assert!(pair.sink().wait_log("succeed again", common::patience()), "{}", pair.sink().log());
+    pair.finish();
+}
+
+fn state_of_replica(root: &Path) -> Sink {
+    let state_dir = root.with_extension("state");
+    fs::create_dir_all(&state_dir).unwrap();
+    Sink::open(SinkOptions {
+        root: root.to_owned(),
+        state_dir,
+        adopt: false,
+        checkpoint_interval: Duration::from_secs(5),
+    })
+    .unwrap_or_else(|error| panic!("{error}"))
+}
+
+fn boot_id() -> u128 {
+    let text = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
+    u128::from_str_radix(&text.trim().replace('-', ""), 16).unwrap()
+}
+
+/// A need in a checkpoint is of before the renames that were done since.
+#[test]
+fn needs_are_not_asked_by_names_of_before_a_rename() {
+    let scratch = common::machine::scratch();
+    let root = scratch.path().join("replica");
+    fs::create_dir(&root).unwrap();
+    let path = |text: &str| TreePath::new(text).unwrap();
+    let needs = |sink: &Sink| -> Vec<(TreePath, bool)> {
+        sink.state().needs().map(|(path, content)| (path.clone(), content)).collect()
+    };
+    let mut replica = Replica::open(&root).unwrap();
+    let epoch = EpochId { counter: 1, random: 1 };
+    let checkpoint = Checkpoint {
+        tree: TreeId(1),
+        watermarks: Some(Watermarks { epoch, moved: Sequence(5), applied: Sequence(5) }),
+        trusted_until: Timestamp::default(),
+        needs: vec![(path("a"), true)],
+        boot_id: boot_id(),
+    };
+    checkpoint.save(replica.control()).unwrap();
+    drop(replica);
+    assert_eq!(needs(&state_of_replica(&root)), [(path("a"), true)]);
+    fs::write(root.join("a"), "old").unwrap();
+    replica = Replica::open(&root).unwrap();
+    let rename = Item::Rename { sequence: Sequence(6), from: path("a"), to: path("b") };
+    replica.apply(&rename, b"").unwrap();
+    drop(replica);
+    let sink = state_of_replica(&root);
+    assert_eq!(sink.state().watermarks.map(|marks| marks.moved), Some(Sequence(6)));
+    assert_eq!(needs(&sink), [(TreePath::root(), false)]);
 }

@@ -14,16 +14,14 @@ use crate::journal::checkpoint::Checkpoint;
 use crate::model::TreePath;
 use crate::model::limits::{BACKOFF_MS_MAX, BACKOFF_MS_MIN};
 use crate::session::{Receiver, ReceiverState};
-use crate::tree::replica::{ApplyError, Moved, Problem, Replica};
+use crate::tree::replica::{ApplyError, Moved, Problem, Replica, Room};
 use crate::wire::{Frame, FrameKind, Item, Plan, Refusal, encode_message};
 
 /// Longest time for which directories' times and marks wait while the stream never pauses.
 const FLUSH_INTERVAL: Duration = Duration::from_millis(500);
 
-/// Pauses before what failed is asked for again: a full disk soon, anything else rarely.
-const RETRY_TRANSIENT: Duration = Duration::from_secs(1);
-/// See [`RETRY_TRANSIENT`].
-const RETRY_PERMANENT: Duration = Duration::from_secs(60);
+/// Time between two looks at whether a full or read-only disk can be written to again.
+const ROOM_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Most entries of the trash that are removed in one turn.
 const TRASH_ENTRIES_MAX: usize = 256;
@@ -53,8 +51,12 @@ pub struct Sink {
     unreachable: Option<String>,
     flush_at: Option<Instant>,
     checkpointer: Checkpointer,
+    /// Why the last checkpoint failed, as it was said.
+    checkpoint_failure: Option<String>,
     /// Errors that were said, by what failed: each once until a flush succeeds without.
     said: BTreeMap<(&'static str, i32), u64>,
+    /// What room there was when it was too little, and when to look again.
+    full: Option<(Room, Instant)>,
     has_trash: bool,
     started: Instant,
     adopts: bool,
@@ -102,8 +104,15 @@ impl Sink {
                     Moved::Through(_) | Moved::Unknown => state.watermarks = None,
                 }
             }
-            for (path, content) in checkpoint.needs {
-                state.need(path, content, None);
+            let renamed = state.watermarks.map(|marks| marks.moved)
+                != checkpoint.watermarks.map(|marks| marks.moved);
+            if renamed && !checkpoint.needs.is_empty() {
+                // Their paths are of before renames which nobody here knows any more.
+                state.need(TreePath::root(), false);
+            } else {
+                for (path, content) in checkpoint.needs {
+                    state.need(path, content);
+                }
             }
         }
         let checkpointer =
@@ -120,7 +129,9 @@ impl Sink {
             unreachable: None,
             flush_at: None,
             checkpointer,
+            checkpoint_failure: None,
             said: BTreeMap::new(),
+            full: None,
             has_trash: true,
             started: now,
             adopts: options.adopt,
@@ -166,9 +177,8 @@ impl Sink {
                 return Err(LinkError::Refuse(Refusal::Protocol(error.to_string())));
             }
             Err(error) => {
-                let pause = if error.is_transient() { RETRY_TRANSIENT } else { RETRY_PERMANENT };
-                receiver.handle_problem(&mut self.state, item, &error.path, now, pause);
-                self.say(&error);
+                receiver.handle_problem(&mut self.state, item, &error.path, now);
+                self.note(&error, now);
             }
         }
         self.take_problems(now);
@@ -178,9 +188,32 @@ impl Sink {
     /// Asks for what failed besides the items themselves.
     fn take_problems(&mut self, now: Instant) {
         for Problem { error, content } in self.replica.take_problems() {
-            let pause = if error.is_transient() { RETRY_TRANSIENT } else { RETRY_PERMANENT };
-            self.state.need(error.path.clone(), content, Some(now + pause));
-            self.say(&error);
+            self.state.need_after_failure(error.path.clone(), content, now);
+            self.note(&error, now);
+        }
+    }
+
+    fn note(&mut self, error: &ApplyError, now: Instant) {
+        if error.wants_room() {
+            // As of after the failure: what that gave back is no news.
+            self.full = self.replica.room().ok().map(|room| (room, now + ROOM_INTERVAL));
+        }
+        self.say(error);
+    }
+
+    /// Asks at once for what waits if the disk that was full or read-only no longer is.
+    fn look_for_room(&mut self, now: Instant) {
+        let Some((full, look_at)) = &mut self.full else { return };
+        if now < *look_at {
+            return;
+        }
+        *look_at = now + ROOM_INTERVAL;
+        let more = self.replica.room().is_ok_and(|room| room.is_more_than(full));
+        if more {
+            self.state.retry();
+        }
+        if more || self.state.needs().next().is_none() {
+            self.full = None;
         }
     }
 
@@ -215,36 +248,75 @@ impl Sink {
     fn flush_replica(&mut self, now: Instant) {
         self.replica.flush();
         for (path, content) in self.replica.take_needs() {
-            self.state.need(path, content, None);
+            self.state.need(path, content);
         }
         self.take_problems(now);
     }
 
     fn start_checkpoint(&mut self, now: Instant) {
-        let Some(marks) = self.state.watermarks else { return };
-        let needs: Vec<(TreePath, bool)> =
-            self.state.needs().map(|(path, content)| (path.clone(), content)).collect();
-        if !self.checkpointer.is_due(now, &marks, &needs) {
+        let revision = self.state.revision();
+        let due = self.state.watermarks.and_then(|marks| self.checkpointer.due_at(marks, revision));
+        if due.is_none_or(|due| now < due) {
             return;
         }
         let Some(checkpoint) = self.checkpoint() else { return };
-        if let Err(error) = self.checkpointer.start(&self.replica, checkpoint, now) {
-            tracing::error!("{}: the checkpoint cannot be begun: {error}", self.path.display());
+        let started = self.checkpointer.start(&self.replica, checkpoint, revision, now);
+        if let Err(error) = started {
+            self.say_checkpoint(Some(error.to_string()));
         }
     }
 
     fn finish_checkpoint(&mut self) {
         match self.checkpointer.finish() {
-            Some(Ok(marks))
-                if self.state.watermarks.is_some_and(|now| now.epoch == marks.epoch) =>
-            {
-                self.state.durable = marks.applied;
+            Some(Ok(marks)) => {
+                if self.state.watermarks.is_some_and(|now| now.epoch == marks.epoch) {
+                    self.state.durable = marks.applied;
+                }
+                self.say_checkpoint(None);
             }
-            Some(Err(error)) => {
-                tracing::error!("{}: the checkpoint failed: {error}", self.path.display());
-            }
-            Some(Ok(_)) | None => {}
+            Some(Err(error)) => self.say_checkpoint(Some(error)),
+            None => {}
         }
+    }
+
+    /// Says that checkpoints fail, and why, once until one succeeds.
+    fn say_checkpoint(&mut self, failure: Option<String>) {
+        match (&failure, &self.checkpoint_failure) {
+            (Some(now), before) if before.as_ref() != Some(now) => tracing::error!(
+                "{}: the checkpoint failed: {now}; it is tried again until it succeeds, and a \
+                 restart resumes from the last one",
+                self.path.display()
+            ),
+            (None, Some(_)) => {
+                tracing::info!("{}: checkpoints succeed again", self.path.display());
+            }
+            _ => {}
+        }
+        self.checkpoint_failure = failure;
+    }
+
+    /// What the upstream refused ends the process if trying again cannot help.
+    fn refused(&self, refusal: Refusal) -> LinkError {
+        match refusal {
+            Refusal::WrongTree(_) | Refusal::Version(_) | Refusal::Cycle(_) => self.fatal(refusal),
+            Refusal::Protocol(_) | Refusal::ShuttingDown | Refusal::StartOver(_) => {
+                LinkError::Refused(refusal)
+            }
+        }
+    }
+
+    fn fatal(&self, refusal: Refusal) -> LinkError {
+        let advice = match &refusal {
+            Refusal::WrongTree(_) => {
+                "; check the address, or use --adopt to make this a replica of that tree"
+            }
+            Refusal::Version(_) => "; install the same version of mirror on both hosts",
+            Refusal::Cycle(_) => "; choose another upstream",
+            Refusal::Protocol(_) | Refusal::ShuttingDown | Refusal::StartOver(_) => {
+                return LinkError::Refuse(refusal);
+            }
+        };
+        RoleError(format!("{}: {refusal}{advice}", self.path.display())).into()
     }
 }
 
@@ -376,10 +448,13 @@ impl Role for Sink {
         if let Some(flush_at) = self.flush_at {
             next = next.min(flush_at);
         }
-        if let Some(marks) = &self.state.watermarks
-            && let Some(due) = self.checkpointer.due_at(marks)
+        if let Some(marks) = self.state.watermarks
+            && let Some(due) = self.checkpointer.due_at(marks, self.state.revision())
         {
             next = next.min(due);
+        }
+        if let Some((_, look_at)) = self.full {
+            next = next.min(look_at);
         }
         if self.has_trash {
             next = next.min(self.started); // There is work now.
@@ -393,6 +468,7 @@ impl Role for Sink {
         {
             return Err(error);
         }
+        self.look_for_room(now);
         if self.has_trash {
             self.has_trash = self.replica.empty_trash(TRASH_ENTRIES_MAX);
         }
@@ -416,32 +492,6 @@ impl Role for Sink {
         let Some(checkpoint) = self.checkpoint() else { return Ok(()) };
         rustix::fs::syncfs(self.replica.root()).map_err(|error| failed(&error))?;
         checkpoint.save(self.replica.control()).map_err(|error| failed(&error))
-    }
-}
-
-impl Sink {
-    /// What the upstream refused ends the process if trying again cannot help.
-    fn refused(&self, refusal: Refusal) -> LinkError {
-        match refusal {
-            Refusal::WrongTree(_) | Refusal::Version(_) | Refusal::Cycle(_) => self.fatal(refusal),
-            Refusal::Protocol(_) | Refusal::ShuttingDown | Refusal::StartOver(_) => {
-                LinkError::Refused(refusal)
-            }
-        }
-    }
-
-    fn fatal(&self, refusal: Refusal) -> LinkError {
-        let advice = match &refusal {
-            Refusal::WrongTree(_) => {
-                "; check the address, or use --adopt to make this a replica of that tree"
-            }
-            Refusal::Version(_) => "; install the same version of mirror on both hosts",
-            Refusal::Cycle(_) => "; choose another upstream",
-            Refusal::Protocol(_) | Refusal::ShuttingDown | Refusal::StartOver(_) => {
-                return LinkError::Refuse(refusal);
-            }
-        };
-        RoleError(format!("{}: {refusal}{advice}", self.path.display())).into()
     }
 }
 

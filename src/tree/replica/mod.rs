@@ -42,7 +42,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 
-pub use error::{ApplyError, ReplicaError};
+pub use error::{ApplyError, ReplicaError, Room};
 pub use marker::Moved;
 
 use super::metadata;
@@ -185,6 +185,11 @@ impl Replica {
     /// because the file system does not hold them.
     pub fn refused(&self) -> u64 {
         self.refused
+    }
+
+    /// Returns what can still be written.
+    pub fn room(&self) -> io::Result<Room> {
+        Room::of(&self.control)
     }
 
     /// Returns whether the tree has nothing in it but `.mirror` and an empty `lost+found`.
