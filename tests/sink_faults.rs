@@ -168,3 +168,20 @@ fn needs_are_not_asked_by_names_of_before_a_rename() {
     assert_eq!(sink.state().watermarks.map(|marks| marks.moved), Some(Sequence(6)));
     assert_eq!(needs(&sink), [(TreePath::root(), false)]);
 }
+
+/// A frame that takes longer than silence may last is no silence.
+#[test]
+fn a_slow_link_is_not_silent() {
+    let (mut pair, port) = Pair::new_tcp();
+    let proxy = Proxy::start(port);
+    pair.upstream = format!("tcp://127.0.0.1:{}", proxy.port());
+    fs::write(pair.src.join("f"), "one").unwrap();
+    pair.start();
+    pair.converge();
+    let connections = proxy.connections();
+    proxy.throttle(16 << 10);
+    fs::write(pair.src.join("big"), vec![7; 256 << 10]).unwrap();
+    pair.converge();
+    assert_eq!(proxy.connections(), connections, "{}", pair.sink().log());
+    pair.finish();
+}

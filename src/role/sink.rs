@@ -392,6 +392,14 @@ impl Role for Sink {
         tracing::info!("{}: {how}", self.path.display());
         Ok(())
     }
+    fn handle_received(&mut self, link: LinkId, now: Instant) {
+        if let Some((current, receiver)) = &mut self.link
+            && *current == link
+        {
+            receiver.handle_received(now);
+        }
+    }
+
 
     fn handle_drained(&mut self, _link: LinkId, now: Instant) -> Result<(), LinkError> {
         // A directory is shown when it has all its files, if that does not take long.

@@ -198,7 +198,7 @@ impl Receiver {
         message: Message,
         now: Instant,
     ) -> Result<Option<Plan>, Refusal> {
-        self.last_heard = now;
+        self.handle_received(now);
         match message {
             Message::UpstreamHello(hello) if self.plan.is_none() => {
                 self.handle_hello(state, hello).map(Some)
@@ -389,6 +389,11 @@ impl Receiver {
         self.last_heard = now;
         self.handled_bytes += bytes as u64;
     }
+    /// Says that bytes came in: over a slow link a frame takes longer than silence may last.
+    pub fn handle_received(&mut self, now: Instant) {
+        self.last_heard = now;
+    }
+
 
     /// Returns the next message to the upstream.
     pub fn poll_message(&mut self, state: &mut ReceiverState, now: Instant) -> Option<Message> {
