@@ -185,3 +185,22 @@ fn a_slow_link_is_not_silent() {
     assert_eq!(proxy.connections(), connections, "{}", pair.sink().log());
     pair.finish();
 }
+
+/// What does not fit beside an inode is a difference and no full disk.
+#[test]
+fn an_attribute_that_never_fits_is_passed_over() {
+    let Some((mut pair, _mount)) = pair_on_ext4(32 << 20) else { return };
+    let flags = rustix::fs::XattrFlags::empty();
+    let value = vec![b'x'; 20_000];
+    fs::write(pair.src.join("f"), "one").unwrap();
+    if rustix::fs::setxattr(pair.src.join("f"), "user.big", &value, flags).is_err() {
+        return common::skip("the source's file system holds no such attribute");
+    }
+    pair.start();
+    let dst = pair.dst.join("f");
+    pair.wait_for("the file comes", || fs::read(&dst).is_ok_and(|content| content == b"one"));
+    fs::write(pair.src.join("f"), "changed").unwrap();
+    pair.wait_for("it changes", || fs::read(&dst).is_ok_and(|content| content == b"changed"));
+    assert!(!pair.sink().log().contains("No space"), "{}", pair.sink().log());
+    pair.finish();
+}
