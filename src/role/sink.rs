@@ -296,7 +296,7 @@ impl Sink {
     }
 
     /// What the upstream refused ends the process if trying again cannot help.
-    fn refused(&self, refusal: Refusal) -> LinkError {
+    fn refused(&mut self, refusal: Refusal) -> LinkError {
         match refusal {
             Refusal::WrongTree(_) | Refusal::Version(_) | Refusal::Cycle(_) => self.fatal(refusal),
             Refusal::Protocol(_) | Refusal::ShuttingDown | Refusal::StartOver(_) => {
@@ -305,7 +305,11 @@ impl Sink {
         }
     }
 
-    fn fatal(&self, refusal: Refusal) -> LinkError {
+    fn fatal(&mut self, refusal: Refusal) -> LinkError {
+        if self.adopts && matches!(refusal, Refusal::WrongTree(_)) {
+            self.state.forget();
+            return LinkError::Refuse(Refusal::StartOver("its tree is adopted".into()));
+        }
         let advice = match &refusal {
             Refusal::WrongTree(_) => {
                 "; check the address, or use --adopt to make this a replica of that tree"
@@ -337,7 +341,7 @@ impl Role for Sink {
     fn handle_connected(&mut self, link: LinkId, now: Instant) {
         self.frames.clear();
         if self.adopts && self.state.watermarks.is_none() {
-            self.state.tree = None; // Whatever it was a replica of, it becomes one of this.
+            self.state.forget(); // Whatever it was a replica of, it becomes one of this.
         }
         let empty = self.state.watermarks.is_none() && self.replica.is_empty().unwrap_or(false);
         let (receiver, hello) = Receiver::new(&mut self.state, empty, now);

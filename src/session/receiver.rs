@@ -77,6 +77,11 @@ impl ReceiverState {
         self.needs.iter().map(|need| (&need.path, need.content))
     }
 
+    /// Forgets everything but who we are, to become a replica of whatever tree there is.
+    pub fn forget(&mut self) {
+        *self = ReceiverState { revision: self.revision + 1, ..ReceiverState::new(self.node) };
+    }
+
     /// Returns a number that changes whenever the needs do.
     pub fn revision(&self) -> u64 {
         self.revision
