@@ -313,6 +313,7 @@ impl Sink {
         let advice = match &refusal {
             Refusal::WrongTree(_) => {
                 "; check the address, or use --adopt to make this a replica of that tree"
+                    self.replica.handle_checkpoint(marks.moved);
             }
             Refusal::Version(_) => "; install the same version of mirror on both hosts",
             Refusal::Cycle(_) => "; choose another upstream",

@@ -256,6 +256,9 @@ impl Replica {
             self.publish();
         }
         if let (Some(staged), Item::State { .. } | Item::Absent { .. }) = (&mut self.staged, item) {
+        if result.is_err() && matches!(item, Item::Rename { .. } | Item::Exchange { .. }) {
+            self.marker.doubt();
+        }
             staged.awaited = staged.awaited.saturating_sub(1);
         }
         match item {
