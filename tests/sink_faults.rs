@@ -204,3 +204,90 @@ fn an_attribute_that_never_fits_is_passed_over() {
     assert!(!pair.sink().log().contains("No space"), "{}", pair.sink().log());
     pair.finish();
 }
+
+#[test]
+fn a_root_that_is_away_is_waited_for() {
+    let mut pair = Pair::new();
+    fs::write(pair.src.join("f"), "one").unwrap();
+    pair.start();
+    pair.converge();
+    let away = pair.outside.join("away");
+    fs::rename(&pair.dst, &away).unwrap();
+    fs::create_dir(&pair.dst).unwrap();
+    std::thread::sleep(Duration::from_millis(1100));
+    fs::write(pair.src.join("f"), "two").unwrap();
+    assert!(pair.sink().wait_log("until it is back", common::patience()), "{}", pair.sink().log());
+    std::thread::sleep(Duration::from_millis(1500));
+    assert!(pair.sink().is_running(), "{}", pair.sink().log());
+    assert_eq!(fs::read(away.join("f")).unwrap(), b"one");
+    assert_eq!(fs::read_dir(&pair.dst).unwrap().count(), 0);
+    assert_eq!(pair.sink().log().matches("until it is back").count(), 1);
+    assert!(pair.sink().usage().cpu_s < 1.0);
+    fs::remove_dir(&pair.dst).unwrap();
+    fs::rename(&away, &pair.dst).unwrap();
+    pair.converge();
+    pair.finish();
+}
+
+#[test]
+fn a_replica_without_its_control_directory_ends_and_can_be_adopted() {
+    for gone in [".mirror", ".mirror/stage"] {
+        let mut pair = Pair::new();
+        fs::write(pair.src.join("f"), "one").unwrap();
+        pair.start();
+        pair.converge();
+        fs::remove_dir_all(pair.dst.join(gone)).unwrap();
+        std::thread::sleep(Duration::from_millis(1100));
+        fs::write(pair.src.join("f"), "two").unwrap();
+        let status = pair.sink().wait(common::patience()).and_then(|status| status.code());
+        assert_eq!(status, Some(1), "{}", pair.sink().log());
+        let log = pair.sink().log();
+        assert!(log.contains(".mirror") && log.contains("--adopt"), "{log}");
+        pair.sink_args.push("--adopt".into());
+        pair.start_sink();
+        pair.converge();
+        pair.finish();
+    }
+}
+
+#[test]
+fn a_replica_of_another_tree_can_be_adopted() {
+    let mut pair = Pair::new();
+    fs::write(pair.src.join("f"), "one").unwrap();
+    fs::write(pair.src.join("only"), "here").unwrap();
+    pair.start();
+    pair.converge();
+    pair.finish();
+    // The same sizes and times, so that only a comparison of content tells.
+    let other = Pair::new();
+    fs::write(other.src.join("f"), "two").unwrap();
+    let time = fs::metadata(pair.src.join("f")).unwrap().modified().unwrap();
+    fs::File::options().write(true).open(other.src.join("f")).unwrap().set_modified(time).unwrap();
+    pair.src.clone_from(&other.src);
+    pair.source_state.clone_from(&other.source_state);
+    pair.start();
+    let status = pair.sink().wait(common::patience()).and_then(|status| status.code());
+    assert_eq!(status, Some(1), "{}", pair.sink().log());
+    assert!(pair.sink().log().contains("--adopt"));
+    pair.sink_args.push("--adopt".into());
+    pair.start_sink();
+    pair.converge();
+    pair.finish();
+}
+
+#[test]
+fn a_read_only_disk_at_the_end_is_no_failure() {
+    let Some((mut pair, mount)) = pair_on_ext4(32 << 20) else { return };
+    fs::write(pair.src.join("f"), "one").unwrap();
+    pair.start();
+    pair.converge();
+    pair.wait_for("no file is open for writing", || mount.remount("ro").is_ok());
+    fs::write(pair.src.join("f"), "two").unwrap();
+    assert!(pair.sink().wait_log("read-only", common::patience()), "{}", pair.sink().log());
+    let status = pair.sink().terminate(Duration::from_secs(10)).and_then(|status| status.code());
+    assert_eq!(status, Some(0), "{}", pair.sink().log());
+    mount.remount("rw").unwrap();
+    pair.start_sink();
+    pair.converge();
+    drop(pair);
+}

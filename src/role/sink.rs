@@ -14,11 +14,14 @@ use crate::journal::checkpoint::Checkpoint;
 use crate::model::TreePath;
 use crate::model::limits::{BACKOFF_MS_MAX, BACKOFF_MS_MIN};
 use crate::session::{Receiver, ReceiverState};
-use crate::tree::replica::{ApplyError, Moved, Problem, Replica, Room};
+use crate::tree::replica::{ApplyError, Moved, Place, Problem, Replica, Room};
 use crate::wire::{Frame, FrameKind, Item, Plan, Refusal, encode_message};
 
 /// Longest time for which directories' times and marks wait while the stream never pauses.
 const FLUSH_INTERVAL: Duration = Duration::from_millis(500);
+
+/// Time between two looks at whether ROOT is in place.
+const PLACE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Time between two looks at whether a full or read-only disk can be written to again.
 const ROOM_INTERVAL: Duration = Duration::from_secs(1);
@@ -57,6 +60,9 @@ pub struct Sink {
     said: BTreeMap<(&'static str, i32), u64>,
     /// What room there was when it was too little, and when to look again.
     full: Option<(Room, Instant)>,
+    /// When to look again whether ROOT is in place, and whether it was not.
+    look_at: Instant,
+    is_away: bool,
     has_trash: bool,
     started: Instant,
     adopts: bool,
@@ -132,6 +138,8 @@ impl Sink {
             checkpoint_failure: None,
             said: BTreeMap::new(),
             full: None,
+            look_at: now,
+            is_away: false,
             has_trash: true,
             started: now,
             adopts: options.adopt,
@@ -199,6 +207,40 @@ impl Sink {
             self.full = self.replica.room().ok().map(|room| (room, now + ROOM_INTERVAL));
         }
         self.say(error);
+    }
+
+    /// Looks once a second whether ROOT is still what was opened. Nothing is applied while it is
+    /// away; without `.mirror` nothing can be any more.
+    fn look_at_place(&mut self, now: Instant) -> Result<(), LinkError> {
+        if now < self.look_at {
+            return Ok(());
+        }
+        self.look_at = now + PLACE_INTERVAL;
+        let path = self.path.display();
+        let place = self.replica.whereabouts();
+        let was_away = std::mem::replace(&mut self.is_away, place == Place::Away);
+        match place {
+            Place::Here if was_away => tracing::info!("{path}: it is back; going on"),
+            Place::Here => {}
+            Place::Away => {
+                if !was_away {
+                    tracing::error!(
+                        "{path}: it is not the directory any more that was opened: it was \
+                         renamed, replaced or unmounted; nothing is applied until it is back. If \
+                         what is there now is right, restart the sink"
+                    );
+                }
+                return Err(LinkError::Refuse(Refusal::StartOver("its ROOT is away".into())));
+            }
+            Place::Stripped => {
+                return Err(RoleError(format!(
+                    "{path}: its directory .mirror, or what is in it, was removed or replaced; \
+                     start the sink again with --adopt, which makes it anew and compares the tree"
+                ))
+                .into());
+            }
+        }
+        Ok(())
     }
 
     /// Asks at once for what waits if the disk that was full or read-only no longer is.
@@ -271,6 +313,7 @@ impl Sink {
             Some(Ok(marks)) => {
                 if self.state.watermarks.is_some_and(|now| now.epoch == marks.epoch) {
                     self.state.durable = marks.applied;
+                    self.replica.handle_checkpoint(marks.moved);
                 }
                 self.say_checkpoint(None);
             }
@@ -313,7 +356,6 @@ impl Sink {
         let advice = match &refusal {
             Refusal::WrongTree(_) => {
                 "; check the address, or use --adopt to make this a replica of that tree"
-                    self.replica.handle_checkpoint(marks.moved);
             }
             Refusal::Version(_) => "; install the same version of mirror on both hosts",
             Refusal::Cycle(_) => "; choose another upstream",
@@ -336,7 +378,7 @@ impl Role for Sink {
     }
 
     fn wants_upstream(&self, now: Instant) -> bool {
-        self.link.is_none() && now >= self.connect_at
+        self.link.is_none() && now >= self.connect_at && !self.is_away
     }
 
     fn handle_connected(&mut self, link: LinkId, now: Instant) {
@@ -350,6 +392,14 @@ impl Role for Sink {
         self.frames.push_back(encode_message(&hello));
     }
 
+    fn handle_received(&mut self, link: LinkId, now: Instant) {
+        if let Some((current, receiver)) = &mut self.link
+            && *current == link
+        {
+            receiver.handle_received(now);
+        }
+    }
+
     fn handle_frame(
         &mut self,
         link: LinkId,
@@ -359,10 +409,11 @@ impl Role for Sink {
     ) -> Result<(), LinkError> {
         let refuse =
             |error: &dyn std::fmt::Display| LinkError::Refuse(Refusal::Protocol(error.to_string()));
-        let Some((current, receiver)) = &mut self.link else { return Ok(()) };
-        if *current != link {
+        if self.link.as_ref().is_none_or(|(current, _)| *current != link) {
             return Ok(());
         }
+        self.look_at_place(now)?;
+        let Some((_, receiver)) = &mut self.link else { return Ok(()) };
         if frame.kind == FrameKind::Items {
             for item in frame.items() {
                 let (item, raw) = item.map_err(|error| refuse(&error))?;
@@ -397,14 +448,6 @@ impl Role for Sink {
         tracing::info!("{}: {how}", self.path.display());
         Ok(())
     }
-    fn handle_received(&mut self, link: LinkId, now: Instant) {
-        if let Some((current, receiver)) = &mut self.link
-            && *current == link
-        {
-            receiver.handle_received(now);
-        }
-    }
-
 
     fn handle_drained(&mut self, _link: LinkId, now: Instant) -> Result<(), LinkError> {
         // A directory is shown when it has all its files, if that does not take long.
@@ -456,6 +499,7 @@ impl Role for Sink {
     fn poll_timeout(&self) -> Option<Instant> {
         let mut next = match &self.link {
             Some((_, receiver)) => receiver.poll_timeout(&self.state),
+            None if self.is_away => self.look_at,
             None => self.connect_at,
         };
         if let Some(flush_at) = self.flush_at {
@@ -481,6 +525,11 @@ impl Role for Sink {
         {
             return Err(error);
         }
+        if self.is_away
+            && let Err(LinkError::Role(error)) = self.look_at_place(now)
+        {
+            return Err(error);
+        }
         self.look_for_room(now);
         if self.has_trash {
             self.has_trash = self.replica.empty_trash(TRASH_ENTRIES_MAX);
@@ -496,15 +545,26 @@ impl Role for Sink {
     fn shut_down(&mut self) -> Result<(), RoleError> {
         self.checkpointer.cancel();
         self.flush_replica(Instant::now());
-        let failed = |error: &dyn std::fmt::Display| {
-            RoleError(format!("{}: at the end: {error}", self.path.display()))
-        };
         if let Some((_, receiver)) = &mut self.link {
             receiver.handle_flushed(&mut self.state);
         }
         let Some(checkpoint) = self.checkpoint() else { return Ok(()) };
-        rustix::fs::syncfs(self.replica.root()).map_err(|error| failed(&error))?;
-        checkpoint.save(self.replica.control()).map_err(|error| failed(&error))
+        let saved =
+            rustix::fs::syncfs(self.replica.root()).map_err(|error| error.to_string()).and_then(
+                |()| checkpoint.save(self.replica.control()).map_err(|error| error.to_string()),
+            );
+        match saved {
+            Ok(()) => {}
+            Err(error) if self.replica.whereabouts() == Place::Stripped => {
+                return Err(RoleError(format!("{}: at the end: {error}", self.path.display())));
+            }
+            // What is on disk is true, only older.
+            Err(error) => tracing::warn!(
+                "{}: no checkpoint at the end: {error}; the next start resumes from the last one",
+                self.path.display()
+            ),
+        }
+        Ok(())
     }
 }
 

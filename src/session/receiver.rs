@@ -389,16 +389,16 @@ impl Receiver {
         state.watermarks.is_none()
     }
 
-    /// Says that a frame of items, `bytes` long with its header, was handled.
-    pub fn handle_frame(&mut self, bytes: usize, now: Instant) {
-        self.last_heard = now;
-        self.handled_bytes += bytes as u64;
-    }
     /// Says that bytes came in: over a slow link a frame takes longer than silence may last.
     pub fn handle_received(&mut self, now: Instant) {
         self.last_heard = now;
     }
 
+    /// Says that a frame of items, `bytes` long with its header, was handled.
+    pub fn handle_frame(&mut self, bytes: usize, now: Instant) {
+        self.last_heard = now;
+        self.handled_bytes += bytes as u64;
+    }
 
     /// Returns the next message to the upstream.
     pub fn poll_message(&mut self, state: &mut ReceiverState, now: Instant) -> Option<Message> {

@@ -46,7 +46,7 @@ pub use error::{ApplyError, ReplicaError, Room};
 pub use marker::Moved;
 
 use super::metadata;
-use super::root::{Identity, Root, open_beneath, stat_fd};
+use super::root::{Identity, Root, open_beneath, stat_at, stat_fd};
 use crate::model::{Kind, TreePath};
 use crate::wire::{Content, Item, StageId};
 use directory::StagedDirectory;
@@ -107,6 +107,17 @@ pub struct Problem {
     /// Whether content was lost with it, which must travel again; else a comparison finds what
     /// is missing.
     pub content: bool,
+}
+
+/// Where the replica is, compared with where it was opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// There.
+    Here,
+    /// The path of ROOT leads elsewhere or nowhere: it was renamed, replaced or unmounted.
+    Away,
+    /// ROOT is there, but what was opened in it as the replica's own is not.
+    Stripped,
 }
 
 /// What came of an item.
@@ -187,6 +198,26 @@ impl Replica {
         self.refused
     }
 
+    /// Looks whether the replica is still where it was opened.
+    pub fn whereabouts(&self) -> Place {
+        if !self.root.is_in_place().unwrap_or(false) {
+            return Place::Away;
+        }
+        let own = [
+            (self.root.as_fd(), CONTROL_NAME, &self.control),
+            (self.control.as_fd(), "stage", &self.stage),
+            (self.control.as_fd(), "trash", &self.trash),
+        ];
+        let is_gone = own.iter().any(|(parent, name, opened)| {
+            match (stat_at(parent, name.as_bytes()), stat_fd(opened)) {
+                (Ok(there), Ok(opened)) => Identity::of(&there) != Identity::of(&opened),
+                (Err(error), _) => error == Errno::NOENT,
+                (_, Err(_)) => false,
+            }
+        });
+        if is_gone { Place::Stripped } else { Place::Here }
+    }
+
     /// Returns what can still be written.
     pub fn room(&self) -> io::Result<Room> {
         Room::of(&self.control)
@@ -225,6 +256,9 @@ impl Replica {
         {
             result = self.apply_checked(item, raw);
         }
+        if result.is_err() && matches!(item, Item::Rename { .. } | Item::Exchange { .. }) {
+            self.marker.doubt();
+        }
         result?;
         Ok(Applied { needs: std::mem::take(&mut self.owed) })
     }
@@ -256,9 +290,6 @@ impl Replica {
             self.publish();
         }
         if let (Some(staged), Item::State { .. } | Item::Absent { .. }) = (&mut self.staged, item) {
-        if result.is_err() && matches!(item, Item::Rename { .. } | Item::Exchange { .. }) {
-            self.marker.doubt();
-        }
             staged.awaited = staged.awaited.saturating_sub(1);
         }
         match item {
