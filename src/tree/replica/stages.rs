@@ -47,6 +47,12 @@ impl StagedFile {
         Ok(())
     }
 
+    /// Has every write fail.
+    #[cfg(test)]
+    pub(super) fn make_read_only(&mut self) {
+        self.file = File::open("/dev/null").expect("it is always there");
+    }
+
     /// Returns the digest of the whole.
     fn digest(&mut self) -> io::Result<[u8; 32]> {
         if let Some(hasher) = &mut self.hasher {

@@ -229,3 +229,36 @@ fn keep_unites_names_of_the_same_size_only() {
     }
     assert_eq!(fixture.read("c"), b"other");
 }
+
+/// As many as may be on their way; more would break the protocol.
+#[test]
+fn a_stage_that_fails_is_given_up_and_its_path_needed() {
+    let mut fixture = Fixture::new();
+    let (size, digest) = (1u64 << 20, [0; 32]);
+    let content = |number| Content::Staged { stage: StageId(number), digest };
+    for number in 0..=crate::model::limits::TRANSFERS_MAX as u64 {
+        let at = format!("f{number}");
+        let stage = StageId(number);
+        fixture.done(Item::StageOpen { stage, size, path: path(&at) }, b"");
+        // Its chunks cannot be written.
+        fixture.replica.stages.get_mut(&stage).unwrap().make_read_only();
+        let chunk = Item::StageData { stage, offset: 0, length: 1 };
+        let error = fixture.try_apply(chunk.clone(), b"x").unwrap_err();
+        assert_eq!(error.path, path(&at));
+        fixture.assert_clean();
+        fixture.done(chunk, b"x");
+        let state = state_of(path(&at), regular(size), content(number), &[]);
+        assert_eq!(fixture.apply(state, b""), [(path(&at), true)]);
+    }
+    // Complete, but it cannot be put in place.
+    let digest = *blake3::hash(b"x").as_bytes();
+    for number in 10..=10 + crate::model::limits::TRANSFERS_MAX as u64 {
+        let stage = StageId(number);
+        fixture.done(Item::StageOpen { stage, size: 1, path: path("g") }, b"");
+        fixture.done(Item::StageData { stage, offset: 0, length: 1 }, b"x");
+        let directory = fixture.path(".mirror/stage");
+        std::fs::remove_file(directory.join(&names(&directory)[0])).unwrap();
+        let content = Content::Staged { stage, digest };
+        fixture.try_apply(state_of(path("g"), regular(1), content, &[]), b"").unwrap_err();
+    }
+}
