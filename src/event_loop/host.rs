@@ -548,7 +548,10 @@ fn read_frames(link: &mut Link, role: &mut dyn Role, id: LinkId, now: Instant) -
         match link.read() {
             Ok(None) => return ReadEnd::Drained,
             Ok(Some(0)) => return ReadEnd::Closed("the peer closed the connection".to_string()),
-            Ok(Some(count)) => budget = budget.saturating_sub(count),
+            Ok(Some(count)) => {
+                budget = budget.saturating_sub(count);
+                role.handle_received(id, now);
+            }
             Err(error) => return ReadEnd::Closed(format!("the connection is lost: {error}")),
         }
         loop {

@@ -9,7 +9,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::journal::checkpoint::Checkpoint;
-use crate::model::{TreePath, Watermarks};
+use crate::model::Watermarks;
 use crate::tree::replica::Replica;
 
 /// Writes checkpoints now and then.
@@ -17,7 +17,8 @@ use crate::tree::replica::Replica;
 pub(super) struct Checkpointer {
     interval: Duration,
     last: Instant,
-    saved: Option<(Watermarks, Vec<(TreePath, bool)>)>,
+    /// The position, and the revision of the needs, that were saved last.
+    saved: Option<(Watermarks, u64)>,
     running: Option<Running>,
     woken: OwnedFd,
     wake: OwnedFd,
@@ -26,8 +27,7 @@ pub(super) struct Checkpointer {
 #[derive(Debug)]
 struct Running {
     thread: JoinHandle<Result<(), String>>,
-    marks: Watermarks,
-    needs: Vec<(TreePath, bool)>,
+    what: (Watermarks, u64),
 }
 
 impl Checkpointer {
@@ -43,33 +43,26 @@ impl Checkpointer {
         self.woken.as_fd()
     }
 
-    /// Returns whether there is something new to save, and time for it.
-    pub fn is_due(&self, now: Instant, marks: &Watermarks, needs: &[(TreePath, bool)]) -> bool {
-        let saved = self.saved.as_ref();
-        self.running.is_none()
-            && now >= self.last + self.interval
-            && saved.is_none_or(|(saved, known)| saved != marks || known != needs)
-    }
-
-    /// Returns when to ask [`Checkpointer::is_due`] again.
-    pub fn due_at(&self, marks: &Watermarks) -> Option<Instant> {
-        let news = self.saved.as_ref().is_none_or(|(saved, _)| saved != marks);
+    /// Returns when to save this position with needs of this revision, `None` if that is saved.
+    pub fn due_at(&self, marks: Watermarks, needs: u64) -> Option<Instant> {
+        let news = self.saved != Some((marks, needs));
         (news && self.running.is_none()).then_some(self.last + self.interval)
     }
 
-    /// Begins to save what was applied so far.
+    /// Begins to save what was applied so far, with needs of this revision.
     pub fn start(
         &mut self,
         replica: &Replica,
         checkpoint: Checkpoint,
+        needs: u64,
         now: Instant,
     ) -> io::Result<()> {
         let Some(marks) = checkpoint.watermarks else { return Ok(()) };
+        // What fails is not due again at once.
+        self.last = now;
         let root = replica.root().as_fd().try_clone_to_owned()?;
         let control = replica.control().try_clone_to_owned()?;
         let wake = self.wake.try_clone()?;
-        let needs = checkpoint.needs.clone();
-        self.last = now;
         let thread = std::thread::Builder::new().name("checkpoint".into()).spawn(move || {
             let saved = rustix::fs::syncfs(&root)
                 .map_err(|error| error.to_string())
@@ -78,7 +71,7 @@ impl Checkpointer {
             let _ = rustix::io::write(&wake, &[0]);
             saved
         })?;
-        self.running = Some(Running { thread, marks, needs });
+        self.running = Some(Running { thread, what: (marks, needs) });
         Ok(())
     }
 
@@ -102,11 +95,11 @@ impl Checkpointer {
     }
 
     fn join(&mut self) -> Option<Result<Watermarks, String>> {
-        let Running { thread, marks, needs } = self.running.take()?;
+        let Running { thread, what } = self.running.take()?;
         Some(match thread.join() {
             Ok(Ok(())) => {
-                self.saved = Some((marks, needs));
-                Ok(marks)
+                self.saved = Some(what);
+                Ok(what.0)
             }
             Ok(Err(error)) => Err(error),
             Err(_) => Err("its thread panicked".into()),

@@ -46,6 +46,9 @@ pub trait Role {
     /// Handles a connection that was made or accepted.
     fn handle_connected(&mut self, link: LinkId, now: Instant);
 
+    /// Handles that bytes came in on `link`, be it a part of a frame only.
+    fn handle_received(&mut self, _link: LinkId, _now: Instant) {}
+
     /// Handles one frame; `bytes` is its length, header included.
     fn handle_frame(
         &mut self,

@@ -14,16 +14,17 @@ use crate::journal::checkpoint::Checkpoint;
 use crate::model::TreePath;
 use crate::model::limits::{BACKOFF_MS_MAX, BACKOFF_MS_MIN};
 use crate::session::{Receiver, ReceiverState};
-use crate::tree::replica::{ApplyError, Moved, Replica};
+use crate::tree::replica::{ApplyError, Moved, Place, Problem, Replica, Room};
 use crate::wire::{Frame, FrameKind, Item, Plan, Refusal, encode_message};
 
 /// Longest time for which directories' times and marks wait while the stream never pauses.
 const FLUSH_INTERVAL: Duration = Duration::from_millis(500);
 
-/// Pauses before what failed is asked for again: a full disk soon, anything else rarely.
-const RETRY_TRANSIENT: Duration = Duration::from_secs(1);
-/// See [`RETRY_TRANSIENT`].
-const RETRY_PERMANENT: Duration = Duration::from_secs(60);
+/// Time between two looks at whether ROOT is in place.
+const PLACE_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Time between two looks at whether a full or read-only disk can be written to again.
+const ROOM_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Most entries of the trash that are removed in one turn.
 const TRASH_ENTRIES_MAX: usize = 256;
@@ -53,8 +54,15 @@ pub struct Sink {
     unreachable: Option<String>,
     flush_at: Option<Instant>,
     checkpointer: Checkpointer,
+    /// Why the last checkpoint failed, as it was said.
+    checkpoint_failure: Option<String>,
     /// Errors that were said, by what failed: each once until a flush succeeds without.
     said: BTreeMap<(&'static str, i32), u64>,
+    /// What room there was when it was too little, and when to look again.
+    full: Option<(Room, Instant)>,
+    /// When to look again whether ROOT is in place, and whether it was not.
+    look_at: Instant,
+    is_away: bool,
     has_trash: bool,
     started: Instant,
     adopts: bool,
@@ -104,8 +112,15 @@ impl Sink {
                     Moved::Through(_) | Moved::Unknown => state.watermarks = None,
                 }
             }
-            for (path, content) in checkpoint.needs {
-                state.need(path, content, None);
+            let renamed = state.watermarks.map(|marks| marks.moved)
+                != checkpoint.watermarks.map(|marks| marks.moved);
+            if renamed && !checkpoint.needs.is_empty() {
+                // Their paths are of before renames which nobody here knows any more.
+                state.need(TreePath::root(), false);
+            } else {
+                for (path, content) in checkpoint.needs {
+                    state.need(path, content);
+                }
             }
         }
         let checkpointer =
@@ -122,7 +137,11 @@ impl Sink {
             unreachable: None,
             flush_at: None,
             checkpointer,
+            checkpoint_failure: None,
             said: BTreeMap::new(),
+            full: None,
+            look_at: now,
+            is_away: false,
             has_trash: true,
             started: now,
             adopts: options.adopt,
@@ -173,12 +192,78 @@ impl Sink {
                 return Err(LinkError::Refuse(Refusal::Protocol(error.to_string())));
             }
             Err(error) => {
-                let pause = if error.is_transient() { RETRY_TRANSIENT } else { RETRY_PERMANENT };
-                receiver.handle_problem(&mut self.state, item, error.path.clone(), now, pause);
-                self.say(&error);
+                receiver.handle_problem(&mut self.state, item, &error.path, now);
+                self.note(&error, now);
+            }
+        }
+        self.take_problems(now);
+        Ok(())
+    }
+
+    /// Asks for what failed besides the items themselves.
+    fn take_problems(&mut self, now: Instant) {
+        for Problem { error, content } in self.replica.take_problems() {
+            self.state.need_after_failure(error.path.clone(), content, now);
+            self.note(&error, now);
+        }
+    }
+
+    fn note(&mut self, error: &ApplyError, now: Instant) {
+        if error.wants_room() {
+            // As of after the failure: what that gave back is no news.
+            self.full = self.replica.room().ok().map(|room| (room, now + ROOM_INTERVAL));
+        }
+        self.say(error);
+    }
+
+    /// Looks once a second whether ROOT is still what was opened. Nothing is applied while it is
+    /// away; without `.mirror` nothing can be any more.
+    fn look_at_place(&mut self, now: Instant) -> Result<(), LinkError> {
+        if now < self.look_at {
+            return Ok(());
+        }
+        self.look_at = now + PLACE_INTERVAL;
+        let path = self.path.display();
+        let place = self.replica.whereabouts();
+        let was_away = std::mem::replace(&mut self.is_away, place == Place::Away);
+        match place {
+            Place::Here if was_away => tracing::info!("{path}: it is back; going on"),
+            Place::Here => {}
+            Place::Away => {
+                if !was_away {
+                    tracing::error!(
+                        "{path}: it is not the directory any more that was opened: it was \
+                         renamed, replaced or unmounted; nothing is applied until it is back. If \
+                         what is there now is right, restart the sink"
+                    );
+                }
+                return Err(LinkError::Refuse(Refusal::StartOver("its ROOT is away".into())));
+            }
+            Place::Stripped => {
+                return Err(RoleError(format!(
+                    "{path}: its directory .mirror, or what is in it, was removed or replaced; \
+                     start the sink again with --adopt, which makes it anew and compares the tree"
+                ))
+                .into());
             }
         }
         Ok(())
+    }
+
+    /// Asks at once for what waits if the disk that was full or read-only no longer is.
+    fn look_for_room(&mut self, now: Instant) {
+        let Some((full, look_at)) = &mut self.full else { return };
+        if now < *look_at {
+            return;
+        }
+        *look_at = now + ROOM_INTERVAL;
+        let more = self.replica.room().is_ok_and(|room| room.is_more_than(full));
+        if more {
+            self.state.retry();
+        }
+        if more || self.state.needs().next().is_none() {
+            self.full = None;
+        }
     }
 
     /// Says an error once until it is cured.
@@ -196,52 +281,96 @@ impl Sink {
 
     fn flush(&mut self, now: Instant) -> Result<(), LinkError> {
         self.flush_at = None;
-        let flushed = self.replica.flush();
-        let Some((_, receiver)) = &mut self.link else { return Ok(()) };
-        match flushed {
-            Ok(()) => receiver.handle_flushed(&mut self.state),
-            Err(error) => {
-                self.state.need(error.path.clone(), false, Some(now + RETRY_TRANSIENT));
-                receiver.handle_flushed(&mut self.state);
-                self.say(&error);
-            }
+        self.flush_replica(now);
+        if let Some((_, receiver)) = &mut self.link {
+            receiver.handle_flushed(&mut self.state);
         }
         if !self.said.is_empty() && self.state.needs().next().is_none() {
             self.said.clear();
             tracing::info!("{}: all problems are cured", self.path.display());
         }
         self.has_trash = true;
-        for (path, content) in self.replica.take_needs() {
-            self.state.need(path, content, None);
-        }
         Ok(())
     }
 
+    /// Puts everything in place; what cannot be is needed before any mark counts.
+    fn flush_replica(&mut self, now: Instant) {
+        self.replica.flush();
+        for (path, content) in self.replica.take_needs() {
+            self.state.need(path, content);
+        }
+        self.take_problems(now);
+    }
+
     fn start_checkpoint(&mut self, now: Instant) {
-        let Some(marks) = self.state.watermarks else { return };
-        let needs: Vec<(TreePath, bool)> =
-            self.state.needs().map(|(path, content)| (path.clone(), content)).collect();
-        if !self.checkpointer.is_due(now, &marks, &needs) {
+        let revision = self.state.revision();
+        let due = self.state.watermarks.and_then(|marks| self.checkpointer.due_at(marks, revision));
+        if due.is_none_or(|due| now < due) {
             return;
         }
         let Some(checkpoint) = self.checkpoint() else { return };
-        if let Err(error) = self.checkpointer.start(&self.replica, checkpoint, now) {
-            tracing::error!("{}: the checkpoint cannot be begun: {error}", self.path.display());
+        let started = self.checkpointer.start(&self.replica, checkpoint, revision, now);
+        if let Err(error) = started {
+            self.say_checkpoint(Some(error.to_string()));
         }
     }
 
     fn finish_checkpoint(&mut self) {
         match self.checkpointer.finish() {
-            Some(Ok(marks))
-                if self.state.watermarks.is_some_and(|now| now.epoch == marks.epoch) =>
-            {
-                self.state.durable = marks.applied;
+            Some(Ok(marks)) => {
+                if self.state.watermarks.is_some_and(|now| now.epoch == marks.epoch) {
+                    self.state.durable = marks.applied;
+                    self.replica.handle_checkpoint(marks.moved);
+                }
+                self.say_checkpoint(None);
             }
-            Some(Err(error)) => {
-                tracing::error!("{}: the checkpoint failed: {error}", self.path.display());
-            }
-            Some(Ok(_)) | None => {}
+            Some(Err(error)) => self.say_checkpoint(Some(error)),
+            None => {}
         }
+    }
+
+    /// Says that checkpoints fail, and why, once until one succeeds.
+    fn say_checkpoint(&mut self, failure: Option<String>) {
+        match (&failure, &self.checkpoint_failure) {
+            (Some(now), before) if before.as_ref() != Some(now) => tracing::error!(
+                "{}: the checkpoint failed: {now}; it is tried again until it succeeds, and a \
+                 restart resumes from the last one",
+                self.path.display()
+            ),
+            (None, Some(_)) => {
+                tracing::info!("{}: checkpoints succeed again", self.path.display());
+            }
+            _ => {}
+        }
+        self.checkpoint_failure = failure;
+    }
+
+    /// What the upstream refused ends the process if trying again cannot help.
+    fn refused(&mut self, refusal: Refusal) -> LinkError {
+        match refusal {
+            Refusal::WrongTree(_) | Refusal::Version(_) | Refusal::Cycle(_) => self.fatal(refusal),
+            Refusal::Protocol(_) | Refusal::ShuttingDown | Refusal::StartOver(_) => {
+                LinkError::Refused(refusal)
+            }
+        }
+    }
+
+    fn fatal(&mut self, refusal: Refusal) -> LinkError {
+        if self.adopts && matches!(refusal, Refusal::WrongTree(_)) {
+            self.state.forget();
+            return LinkError::Refuse(Refusal::StartOver("its tree is adopted".into()));
+        }
+        let advice = match &refusal {
+            Refusal::WrongTree(_) => {
+                "; check the address, or use --adopt to make this a replica of that tree"
+            }
+            Refusal::Version(_) => "; install the same version of mirror on both hosts",
+            Refusal::Cycle(_) => "; choose another upstream",
+            Refusal::Protocol(_) | Refusal::ShuttingDown | Refusal::StartOver(_) => {
+                return LinkError::Refuse(refusal);
+            }
+        };
+        RoleError(format!("{}: {refusal}{advice}", self.path.display())).into()
     }
 }
 
@@ -256,18 +385,26 @@ impl Role for Sink {
     }
 
     fn wants_upstream(&self, now: Instant) -> bool {
-        self.link.is_none() && now >= self.connect_at
+        self.link.is_none() && now >= self.connect_at && !self.is_away
     }
 
     fn handle_connected(&mut self, link: LinkId, now: Instant) {
         self.frames.clear();
         if self.adopts && self.state.watermarks.is_none() {
-            self.state.tree = None; // Whatever it was a replica of, it becomes one of this.
+            self.state.forget(); // Whatever it was a replica of, it becomes one of this.
         }
         let empty = self.state.watermarks.is_none() && self.replica.is_empty().unwrap_or(false);
         let (receiver, hello) = Receiver::new(&mut self.state, empty, now);
         self.link = Some((link, receiver));
         self.frames.push_back(encode_message(&hello));
+    }
+
+    fn handle_received(&mut self, link: LinkId, now: Instant) {
+        if let Some((current, receiver)) = &mut self.link
+            && *current == link
+        {
+            receiver.handle_received(now);
+        }
     }
 
     fn handle_frame(
@@ -279,10 +416,11 @@ impl Role for Sink {
     ) -> Result<(), LinkError> {
         let refuse =
             |error: &dyn std::fmt::Display| LinkError::Refuse(Refusal::Protocol(error.to_string()));
-        let Some((current, receiver)) = &mut self.link else { return Ok(()) };
-        if *current != link {
+        if self.link.as_ref().is_none_or(|(current, _)| *current != link) {
             return Ok(());
         }
+        self.look_at_place(now)?;
+        let Some((_, receiver)) = &mut self.link else { return Ok(()) };
         if frame.kind == FrameKind::Items {
             for item in frame.items() {
                 let (item, raw) = item.map_err(|error| refuse(&error))?;
@@ -376,15 +514,19 @@ impl Role for Sink {
     fn poll_timeout(&self) -> Option<Instant> {
         let mut next = match &self.link {
             Some((_, receiver)) => receiver.poll_timeout(&self.state),
+            None if self.is_away => self.look_at,
             None => self.connect_at,
         };
         if let Some(flush_at) = self.flush_at {
             next = next.min(flush_at);
         }
-        if let Some(marks) = &self.state.watermarks
-            && let Some(due) = self.checkpointer.due_at(marks)
+        if let Some(marks) = self.state.watermarks
+            && let Some(due) = self.checkpointer.due_at(marks, self.state.revision())
         {
             next = next.min(due);
+        }
+        if let Some((_, look_at)) = self.full {
+            next = next.min(look_at);
         }
         if self.has_trash {
             next = next.min(self.started); // There is work now.
@@ -398,6 +540,12 @@ impl Role for Sink {
         {
             return Err(error);
         }
+        if self.is_away
+            && let Err(LinkError::Role(error)) = self.look_at_place(now)
+        {
+            return Err(error);
+        }
+        self.look_for_room(now);
         if self.has_trash {
             self.has_trash = self.replica.empty_trash(TRASH_ENTRIES_MAX);
         }
@@ -414,45 +562,28 @@ impl Role for Sink {
     }
 
     fn shut_down(&mut self) -> Result<(), RoleError> {
-        let failed = |error: &dyn std::fmt::Display| {
-            RoleError(format!("{}: at the end: {error}", self.path.display()))
-        };
         self.checkpointer.cancel();
-        if let Err(error) = self.replica.flush() {
-            return Err(failed(&error));
-        }
+        self.flush_replica(Instant::now());
         if let Some((_, receiver)) = &mut self.link {
             receiver.handle_flushed(&mut self.state);
         }
         let Some(checkpoint) = self.checkpoint() else { return Ok(()) };
-        rustix::fs::syncfs(self.replica.root()).map_err(|error| failed(&error))?;
-        checkpoint.save(self.replica.control()).map_err(|error| failed(&error))
-    }
-}
-
-impl Sink {
-    /// What the upstream refused ends the process if trying again cannot help.
-    fn refused(&self, refusal: Refusal) -> LinkError {
-        match refusal {
-            Refusal::WrongTree(_) | Refusal::Version(_) | Refusal::Cycle(_) => self.fatal(refusal),
-            Refusal::Protocol(_) | Refusal::ShuttingDown | Refusal::StartOver(_) => {
-                LinkError::Refused(refusal)
+        let saved =
+            rustix::fs::syncfs(self.replica.root()).map_err(|error| error.to_string()).and_then(
+                |()| checkpoint.save(self.replica.control()).map_err(|error| error.to_string()),
+            );
+        match saved {
+            Ok(()) => {}
+            Err(error) if self.replica.whereabouts() == Place::Stripped => {
+                return Err(RoleError(format!("{}: at the end: {error}", self.path.display())));
             }
+            // What is on disk is true, only older.
+            Err(error) => tracing::warn!(
+                "{}: no checkpoint at the end: {error}; the next start resumes from the last one",
+                self.path.display()
+            ),
         }
-    }
-
-    fn fatal(&self, refusal: Refusal) -> LinkError {
-        let advice = match &refusal {
-            Refusal::WrongTree(_) => {
-                "; check the address, or use --adopt to make this a replica of that tree"
-            }
-            Refusal::Version(_) => "; install the same version of mirror on both hosts",
-            Refusal::Cycle(_) => "; choose another upstream",
-            Refusal::Protocol(_) | Refusal::ShuttingDown | Refusal::StartOver(_) => {
-                return LinkError::Refuse(refusal);
-            }
-        };
-        RoleError(format!("{}: {refusal}{advice}", self.path.display())).into()
+        Ok(())
     }
 }
 

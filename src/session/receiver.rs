@@ -12,6 +12,14 @@ use crate::model::{Change, NodeId, Sequence, Timestamp, TreeId, TreePath, Waterm
 use crate::wire::message::VERSIONS;
 use crate::wire::{DownstreamHello, Item, Message, Plan, Refusal, UpstreamHello};
 
+/// First and longest pause before what failed is asked for again.
+const RETRY_MIN: Duration = Duration::from_secs(1);
+/// See [`RETRY_MIN`].
+const RETRY_MAX: Duration = Duration::from_secs(60);
+
+/// Most needs that are asked and not answered at one time: those that wait can still be merged.
+const NEEDS_ASKED_MAX: usize = 1024;
+
 /// What a replica knows of itself, whether connected or not.
 #[derive(Debug, Clone)]
 pub struct ReceiverState {
@@ -25,9 +33,13 @@ pub struct ReceiverState {
     pub trusted_until: Timestamp,
     /// Everything through this sequence is on stable storage.
     pub durable: Sequence,
+    /// What `trusted_until` becomes when nothing is missing any more.
+    trusted_next: Option<Timestamp>,
     /// Subtrees that are missing or wrong here.
     needs: Vec<Need>,
     need_next: u64,
+    /// Changes whenever the needs do.
+    revision: u64,
 }
 
 /// A subtree to be asked for.
@@ -40,6 +52,8 @@ struct Need {
     asked: bool,
     /// Not to be asked before this moment, after a failure.
     not_before: Option<Instant>,
+    /// How long that was, zero if nothing failed yet.
+    pause: Duration,
 }
 
 impl ReceiverState {
@@ -51,8 +65,10 @@ impl ReceiverState {
             watermarks: None,
             trusted_until: Timestamp::default(),
             durable: Sequence(0),
+            trusted_next: None,
             needs: Vec::new(),
             need_next: 0,
+            revision: 0,
         }
     }
 
@@ -61,29 +77,71 @@ impl ReceiverState {
         self.needs.iter().map(|need| (&need.path, need.content))
     }
 
-    /// Adds a subtree to be asked for, not before `not_before`.
-    pub fn need(&mut self, path: TreePath, content: bool, not_before: Option<Instant>) {
+    /// Forgets everything but who we are, to become a replica of whatever tree there is.
+    pub fn forget(&mut self) {
+        *self = ReceiverState { revision: self.revision + 1, ..ReceiverState::new(self.node) };
+    }
+
+    /// Returns a number that changes whenever the needs do.
+    pub fn revision(&self) -> u64 {
+        self.revision
+    }
+
+    /// Adds a subtree to be asked for at once.
+    pub fn need(&mut self, path: TreePath, content: bool) {
+        self.add(path, content, None, Duration::ZERO);
+    }
+
+    /// Adds a subtree that could not be made what it must be. The pause before it is asked for
+    /// doubles each time that fails again, for all of it may have to travel.
+    pub fn need_after_failure(&mut self, path: TreePath, content: bool, now: Instant) {
+        let tried = self.needs.iter().filter(|need| need.asked && path.starts_with(&need.path));
+        let last = tried.map(|need| need.pause).max().unwrap_or_default();
+        let pause = (last * 2).clamp(RETRY_MIN, RETRY_MAX);
+        self.add(path, content, Some(now + pause), pause);
+    }
+
+    /// Has everything asked for at once that waits after a failure: its reason may be gone.
+    pub fn retry(&mut self) {
+        self.needs.iter_mut().for_each(|need| need.not_before = None);
+    }
+
+    fn may_ask(&self) -> bool {
+        self.needs.iter().filter(|need| need.asked).count() < NEEDS_ASKED_MAX
+    }
+
+    fn add(&mut self, path: TreePath, content: bool, not_before: Option<Instant>, pause: Duration) {
+        self.revision += 1;
         let known = |need: &Need| !need.asked && need.path == path;
         if let Some(need) = self.needs.iter_mut().find(|need| known(need)) {
             need.content |= content;
             need.not_before = need.not_before.max(not_before);
+            need.pause = need.pause.max(pause);
             return;
         }
-        let (path, content) = if self.needs.len() < NEEDS_MAX {
-            (path, content)
-        } else {
-            // Too many to tell one by one: the whole tree is compared, once that can help.
-            let later = self.needs.iter().filter_map(|need| need.not_before).max();
-            self.needs.clear();
-            return self.need(TreePath::root(), false, not_before.max(later));
+        let covers = |need: &Need| {
+            let comes_first = need.not_before <= not_before;
+            !need.asked && comes_first && need.content >= content && path.starts_with(&need.path)
         };
-        if self.needs.iter().any(|need| !need.asked && need.path.is_root() && !need.content) {
-            return; // Covered by the comparison of everything.
+        if self.needs.iter().any(|need| covers(need) || is_comparison_of_all(need)) {
+            return;
+        }
+        if self.needs.len() >= NEEDS_MAX {
+            // Too many to tell one by one: the whole tree is compared, once that can help.
+            let waiting = self.needs.iter().filter(|need| !need.asked);
+            let later = waiting.clone().filter_map(|need| need.not_before).max();
+            let longest = waiting.map(|need| need.pause).max().unwrap_or_default();
+            self.needs.retain(|need| need.asked);
+            return self.add(TreePath::root(), false, not_before.max(later), pause.max(longest));
         }
         let id = self.need_next;
         self.need_next += 1;
-        self.needs.push(Need { id, path, content, asked: false, not_before });
+        self.needs.push(Need { id, path, content, asked: false, not_before, pause });
     }
+}
+
+fn is_comparison_of_all(need: &Need) -> bool {
+    !need.asked && need.path.is_root() && !need.content
 }
 
 /// One connection to the upstream.
@@ -145,7 +203,7 @@ impl Receiver {
         message: Message,
         now: Instant,
     ) -> Result<Option<Plan>, Refusal> {
-        self.last_heard = now;
+        self.handle_received(now);
         match message {
             Message::UpstreamHello(hello) if self.plan.is_none() => {
                 self.handle_hello(state, hello).map(Some)
@@ -187,7 +245,11 @@ impl Receiver {
             Plan::Compare { moved } | Plan::Full { moved } => {
                 state.watermarks = None;
                 state.durable = Sequence(0);
-                state.needs.clear(); // All is compared.
+                // All is compared; by digest where something was missing, for `trusted_until`
+                // is of before that.
+                state.needs.clear();
+                state.trusted_next = None;
+                state.revision += 1;
                 self.moved = moved;
             }
         }
@@ -231,6 +293,7 @@ impl Receiver {
             }
             Item::Answered { id } => {
                 state.needs.retain(|need| !(need.asked && need.id == *id));
+                state.revision += 1;
                 Ok(false)
             }
             _ => Ok(true),
@@ -261,6 +324,7 @@ impl Receiver {
             for need in &mut state.needs {
                 if let Some(path) = change.translate(&need.path) {
                     need.path = path;
+                    state.revision += 1;
                 }
             }
             if self.is_reconciling(state) {
@@ -268,48 +332,66 @@ impl Receiver {
             }
         }
         for (path, content) in needs {
-            state.need(path, content, None);
+            state.need(path, content);
         }
     }
 
-    /// Says that an item could not be applied at `path`; it is asked for again after `pause`.
+    /// Says that an item could not be applied, because of `path`; both are asked for again
+    /// after a pause.
     pub fn handle_problem(
         &mut self,
         state: &mut ReceiverState,
         item: &Item,
-        path: TreePath,
+        path: &TreePath,
         now: Instant,
-        pause: Duration,
     ) {
         self.handle_applied(state, item, Vec::new());
-        let not_before = Some(now + pause);
+        let mut need = |path: &TreePath, content| {
+            state.need_after_failure(path.clone(), content, now);
+        };
         match item {
             Item::Rename { from: a, to: b, .. } | Item::Exchange { a, b, .. } => {
-                state.need(a.clone(), true, not_before);
-                state.need(b.clone(), true, not_before);
+                need(a, true);
+                need(b, true);
             }
-            Item::Names { path, .. } => state.need(path.clone(), false, not_before),
-            Item::State { path, entry, .. } if entry.is_directory() => {
-                state.need(path.clone(), false, not_before);
-            }
-            _ => state.need(path, true, not_before),
+            Item::Names { path, .. } => need(path, false),
+            Item::State { path, entry, .. } => need(path, !entry.is_directory()),
+            Item::Absent { path, .. }
+            | Item::Unfinished { path }
+            | Item::StageOpen { path, .. } => need(path, true),
+            Item::StageData { .. }
+            | Item::StageAbort { .. }
+            | Item::Through { .. }
+            | Item::Answered { .. } => need(path, true),
         }
+        // What is in the way may be another entry than the item's.
+        need(path, false);
     }
 
     /// Says that everything applied so far is in place with its times: marks count from here.
+    /// Files are trusted by size and time only when nothing is missing.
     pub fn handle_flushed(&mut self, state: &mut ReceiverState) {
-        let (Some((sequence, clock)), Some(epoch)) = (self.through.take(), self.epoch) else {
-            return;
-        };
-        let moved = self.moved.max(sequence);
-        self.moved = moved;
-        state.watermarks = Some(Watermarks { epoch, moved, applied: sequence });
-        state.trusted_until = clock;
+        if let (Some((sequence, clock)), Some(epoch)) = (self.through.take(), self.epoch) {
+            let moved = self.moved.max(sequence);
+            self.moved = moved;
+            state.watermarks = Some(Watermarks { epoch, moved, applied: sequence });
+            state.trusted_next = Some(clock);
+        }
+        if state.needs.is_empty()
+            && let Some(clock) = state.trusted_next.take()
+        {
+            state.trusted_until = clock;
+        }
     }
 
     /// Returns whether the tree is in an unknown state until the present comparison ends.
     pub fn is_reconciling(&self, state: &ReceiverState) -> bool {
         state.watermarks.is_none()
+    }
+
+    /// Says that bytes came in: over a slow link a frame takes longer than silence may last.
+    pub fn handle_received(&mut self, now: Instant) {
+        self.last_heard = now;
     }
 
     /// Says that a frame of items, `bytes` long with its header, was handled.
@@ -323,7 +405,9 @@ impl Receiver {
         self.plan?;
         let moved = self.moved;
         let due = |need: &&mut Need| !need.asked && need.not_before.is_none_or(|at| at <= now);
-        if let Some(need) = state.needs.iter_mut().find(due) {
+        if state.may_ask()
+            && let Some(need) = state.needs.iter_mut().find(due)
+        {
             need.asked = true;
             return Some(Message::Need {
                 id: need.id,
@@ -363,8 +447,9 @@ impl Receiver {
         if self.plan.is_none() {
             return silent;
         }
-        let retry =
-            state.needs.iter().filter(|need| !need.asked).filter_map(|need| need.not_before);
+        let may_ask = state.may_ask();
+        let waiting = state.needs.iter().filter(|need| !need.asked && may_ask);
+        let retry = waiting.filter_map(|need| need.not_before);
         retry.fold(silent.min(self.ack_due(state)), Instant::min)
     }
 
@@ -372,5 +457,130 @@ impl Receiver {
     pub fn is_silent(&self, now: Instant) -> bool {
         let silence = if self.plan.is_some() { SILENCE_MS_MAX } else { HANDSHAKE_MS_MAX };
         now >= self.last_heard + Duration::from_millis(silence)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Epoch, EpochId};
+
+    fn path(text: &str) -> TreePath {
+        TreePath::new(text).unwrap()
+    }
+
+    fn time(seconds: i64) -> Timestamp {
+        Timestamp { seconds, nanoseconds: 0 }
+    }
+
+    fn greet(state: &mut ReceiverState, plan: Plan, now: Instant) -> Receiver {
+        let (mut receiver, _) = Receiver::new(state, false, now);
+        let epoch = Epoch { id: EpochId { counter: 1, random: 1 }, parent: None };
+        let hello = UpstreamHello {
+            version: VERSIONS.newest,
+            tree: TreeId(1),
+            chain: vec![NodeId(1)],
+            epoch,
+            plan,
+            head: Sequence(0),
+            clock: time(0),
+        };
+        receiver.handle_message(state, Message::UpstreamHello(hello), now).unwrap();
+        receiver
+    }
+
+    fn through(receiver: &mut Receiver, state: &mut ReceiverState, sequence: u64, clock: i64) {
+        let item = Item::Through { sequence: Sequence(sequence), clock: time(clock) };
+        receiver.handle_item(state, &item).unwrap();
+        receiver.handle_flushed(state);
+    }
+
+    /// Returns what is asked for at `now`.
+    fn ask(
+        receiver: &mut Receiver,
+        state: &mut ReceiverState,
+        now: Instant,
+    ) -> Vec<(u64, TreePath)> {
+        let mut asked = Vec::new();
+        while let Some(message) = receiver.poll_message(state, now) {
+            if let Message::Need { id, path, .. } = message {
+                asked.push((id, path));
+            }
+        }
+        asked
+    }
+
+    #[test]
+    fn size_and_time_are_trusted_only_while_nothing_is_missing() {
+        let now = Instant::now();
+        let mut state = ReceiverState::new(NodeId(2));
+        let mut receiver = greet(&mut state, Plan::Compare { moved: Sequence(0) }, now);
+        through(&mut receiver, &mut state, 1, 10);
+        assert_eq!(state.trusted_until, time(10));
+        state.need(path("f"), true);
+        through(&mut receiver, &mut state, 2, 20);
+        assert_eq!(state.trusted_until, time(10));
+        let (id, _) = ask(&mut receiver, &mut state, now).remove(0);
+        receiver.handle_item(&mut state, &Item::Answered { id }).unwrap();
+        receiver.handle_flushed(&mut state);
+        assert_eq!(state.trusted_until, time(20));
+        // A comparison forgets what is missing, and so must not trust it.
+        state.need(path("f"), true);
+        through(&mut receiver, &mut state, 3, 30);
+        let mut receiver = greet(&mut state, Plan::Compare { moved: Sequence(3) }, now);
+        receiver.handle_flushed(&mut state);
+        assert_eq!((state.needs().count(), state.trusted_until), (0, time(20)));
+    }
+
+    #[test]
+    fn what_fails_again_waits_longer_each_time() {
+        let mut now = Instant::now();
+        let mut state = ReceiverState::new(NodeId(2));
+        let mut receiver = greet(&mut state, Plan::Compare { moved: Sequence(0) }, now);
+        let item = Item::Absent { path: path("d/f"), parent_mtime: None };
+        for seconds in [1, 2, 4, 8, 16, 32, 60, 60] {
+            receiver.handle_problem(&mut state, &item, &path("d/f"), now);
+            // What was asked before is answered after it failed again.
+            let tried: Vec<u64> =
+                state.needs.iter().filter(|it| it.asked).map(|it| it.id).collect();
+            for id in tried {
+                receiver.handle_item(&mut state, &Item::Answered { id }).unwrap();
+            }
+            let early = now + Duration::from_millis(seconds * 1000 - 1);
+            assert_eq!(ask(&mut receiver, &mut state, early), [], "{seconds}");
+            now += Duration::from_secs(seconds);
+            assert_eq!(ask(&mut receiver, &mut state, now).len(), 1, "{seconds}");
+        }
+        let id = state.needs[0].id;
+        receiver.handle_item(&mut state, &Item::Answered { id }).unwrap();
+        receiver.handle_problem(&mut state, &item, &path("d/f"), now);
+        assert_eq!(state.needs[0].pause, RETRY_MIN, "success forgets");
+        state.retry();
+        assert_eq!(ask(&mut receiver, &mut state, now).len(), 1);
+    }
+
+    #[test]
+    fn a_problem_needs_the_item_and_what_is_in_its_way() {
+        let now = Instant::now();
+        let mut state = ReceiverState::new(NodeId(2));
+        let mut receiver = greet(&mut state, Plan::Compare { moved: Sequence(0) }, now);
+        let item = Item::Absent { path: path("f"), parent_mtime: None };
+        receiver.handle_problem(&mut state, &item, &path("d"), now);
+        let needs: Vec<_> = state.needs().map(|(path, content)| (path.clone(), content)).collect();
+        assert_eq!(needs, [(path("f"), true), (path("d"), false)]);
+    }
+
+    #[test]
+    fn only_so_many_needs_are_asked_at_once() {
+        let now = Instant::now();
+        let mut state = ReceiverState::new(NodeId(2));
+        let mut receiver = greet(&mut state, Plan::Compare { moved: Sequence(0) }, now);
+        for number in 0..NEEDS_MAX + 10 {
+            state.need(path(&number.to_string()), true);
+            ask(&mut receiver, &mut state, now);
+        }
+        let asked = state.needs.iter().filter(|need| need.asked).count();
+        assert_eq!((asked, state.needs.len()), (NEEDS_ASKED_MAX, NEEDS_ASKED_MAX + 1));
+        assert!(is_comparison_of_all(&state.needs[NEEDS_ASKED_MAX]));
     }
 }

@@ -116,7 +116,7 @@ pub fn settle_new(fd: BorrowedFd<'_>, wanted: &Metadata, made: Made) -> io::Resu
     }
     for xattr in wanted.xattrs.iter().filter(|xattr| is_mirrored(&xattr.name)) {
         let set = rustix::fs::fsetxattr(fd, &xattr.name[..], &xattr.value, XattrFlags::empty());
-        refused += tolerate(set)?;
+        refused += tolerate(fd, set)?;
         chmod |= xattr.name == ACL_ACCESS;
     }
     if chmod {
@@ -193,7 +193,7 @@ pub fn set_mtime_at(directory: impl AsFd, name: &[u8], mtime: Timestamp) -> io::
 pub fn clear_xattrs(fd: impl AsFd) -> io::Result<()> {
     let fd = fd.as_fd();
     for xattr in read_xattrs(fd)? {
-        tolerate(rustix::fs::fremovexattr(fd, &xattr.name[..]))?;
+        tolerate(fd, rustix::fs::fremovexattr(fd, &xattr.name[..]))?;
     }
     Ok(())
 }
@@ -259,14 +259,15 @@ fn fix_xattrs(handle: BorrowedFd<'_>, wanted: &Metadata) -> io::Result<FixedXatt
     let path = descriptor_path(handle);
     for xattr in &present {
         if !wanted.xattrs.iter().any(|other| other.name == xattr.name) {
-            fixed.refused += tolerate(rustix::fs::removexattr(&path[..], &xattr.name[..]))?;
+            let removed = rustix::fs::removexattr(&path[..], &xattr.name[..]);
+            fixed.refused += tolerate(handle, removed)?;
         }
     }
     for xattr in wanted.xattrs.iter().filter(|xattr| is_mirrored(&xattr.name)) {
         if !present.contains(xattr) {
             let set =
                 rustix::fs::setxattr(&path[..], &xattr.name[..], &xattr.value, XattrFlags::empty());
-            fixed.refused += tolerate(set)?;
+            fixed.refused += tolerate(handle, set)?;
             fixed.acl_set |= xattr.name == ACL_ACCESS;
         }
     }
@@ -274,12 +275,20 @@ fn fix_xattrs(handle: BorrowedFd<'_>, wanted: &Metadata) -> io::Result<FixedXatt
 }
 
 /// Counts a refusal that says that this process or file system cannot hold the attribute.
-fn tolerate(result: rustix::io::Result<()>) -> io::Result<u64> {
+fn tolerate(fd: BorrowedFd<'_>, result: rustix::io::Result<()>) -> io::Result<u64> {
     match result {
         Ok(()) | Err(Errno::NODATA) => Ok(0),
-        Err(Errno::PERM | Errno::OPNOTSUPP) => Ok(1),
+        Err(Errno::PERM | Errno::OPNOTSUPP | Errno::TOOBIG | Errno::RANGE) => Ok(1),
+        // Many hold only so much for one entry, and say the same as when all is full.
+        Err(Errno::NOSPC) if has_room(fd) => Ok(1),
         Err(error) => Err(error.into()),
     }
+}
+
+/// Whether there is room for any attribute on the file system, so that its lack is the entry's.
+fn has_room(fd: BorrowedFd<'_>) -> bool {
+    rustix::fs::fstatvfs(fd)
+        .is_ok_and(|stat| stat.f_bavail.saturating_mul(stat.f_frsize) >= 4 * XATTR_BYTES_MAX as u64)
 }
 
 fn read_with(

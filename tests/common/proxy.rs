@@ -22,6 +22,7 @@ struct Shared {
     flips_left: AtomicU64,
     flip_seed: AtomicU64,
     delay_ms: AtomicU64,
+    bytes_per_s: AtomicU64,
     refusing: AtomicBool,
     stalled: AtomicBool,
     closed: AtomicBool,
@@ -87,6 +88,11 @@ impl Proxy {
         self.shared.delay_ms.store(delay.as_millis() as u64, Relaxed);
     }
 
+    /// Lets so many bytes a second through from upstream, zero for any number.
+    pub fn throttle(&self, bytes_per_s: u64) {
+        self.shared.bytes_per_s.store(bytes_per_s, Relaxed);
+    }
+
     /// Returns how many connections were made so far.
     pub fn connections(&self) -> u64 {
         self.shared.connections.load(Relaxed)
@@ -126,7 +132,13 @@ impl Shared {
 
     fn pump(&self, mut from: TcpStream, mut to: TcpStream, down: bool) {
         let mut buffer = vec![0; 64 << 10];
-        while let Ok(count @ 1..) = from.read(&mut buffer) {
+        loop {
+            let throttle = if down { self.bytes_per_s.load(Relaxed) as usize } else { 0 };
+            let piece = if throttle > 0 { (throttle / 10).clamp(1, 64 << 10) } else { 64 << 10 };
+            let Ok(count @ 1..) = from.read(&mut buffer[..piece]) else { break };
+            if throttle > 0 {
+                std::thread::sleep(Duration::from_secs_f64(count as f64 / throttle as f64));
+            }
             while self.stalled.load(Relaxed) && !self.closed.load(Relaxed) {
                 std::thread::sleep(Duration::from_millis(5));
             }

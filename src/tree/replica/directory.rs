@@ -11,10 +11,10 @@ use std::sync::Arc;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
-use super::Replica;
 use super::error::{ApplyError, At};
 use super::parents::{Parent, open_handle};
 use super::place::{Stage, handle_at, is_other_mount};
+use super::{Problem, Replica};
 use crate::model::{Entry, Kind, Timestamp, TreePath};
 use crate::tree::metadata::{self, Later, Made, file_type, timestamp};
 use crate::tree::root::stat_fd;
@@ -116,20 +116,20 @@ impl Replica {
         Ok(())
     }
 
-    /// Puts the staged directory, if there is one, in place with all that is in it.
-    pub(super) fn publish(&mut self) -> Result<(), ApplyError> {
-        let Some(staged) = self.staged.take() else { return Ok(()) };
-        let path = staged.path.clone();
+    /// Puts the staged directory, if there is one, in place with all that is in it. One that
+    /// cannot be is given up and becomes a problem, for it must not keep other entries waiting.
+    pub(super) fn publish(&mut self) {
+        let Some(staged) = self.staged.take() else { return };
         let mut result = self.try_publish(&staged);
         if result.as_ref().is_err_and(|error| !self.privileged && error.is_denied())
-            && self.lift(&path)?
+            && self.lift(&staged.path).is_ok_and(|lifted| lifted)
         {
             result = self.try_publish(&staged);
         }
-        if result.is_err() {
-            self.staged = Some(staged);
+        if let Err(error) = result {
+            self.discard(&staged.temporary);
+            self.problems.push(Problem { error, content: true });
         }
-        result
     }
 
     fn try_publish(&mut self, staged: &StagedDirectory) -> Result<(), ApplyError> {
@@ -150,13 +150,10 @@ impl Replica {
                 // What is in it cannot move along: it must come again, into the new place.
                 self.discard(&staged.temporary);
                 parent.set_foreign();
+                let (entry, mtime) = (&staged.entry, staged.parent_mtime);
+                self.put_directory_beside(path, entry, &parent, mtime)?;
                 self.owed.push((path.clone(), true));
-                return self.put_directory_beside(
-                    path,
-                    &staged.entry,
-                    &parent,
-                    staged.parent_mtime,
-                );
+                return Ok(());
             }
             placed => placed.at(path, "put into place")?,
         }
@@ -164,7 +161,8 @@ impl Replica {
             rustix::fs::fchmod(fd, Mode::from_raw_mode(wanted.mode)).at(path, "set the mode of")?;
         }
         self.pending.know(path.as_bytes(), wanted.mtime, false);
-        self.bound_pending().at(path, "set times around")
+        self.bound_pending();
+        Ok(())
     }
 
     /// Makes a directory where nothing can be renamed to from the stage.
@@ -187,7 +185,8 @@ impl Replica {
         .at(path, "make")?;
         self.refused += refused;
         self.pending.know(path.as_bytes(), entry.metadata.mtime, false);
-        self.bound_pending().at(path, "set times around")
+        self.bound_pending();
+        Ok(())
     }
 
     fn fix_directory(
@@ -204,7 +203,8 @@ impl Replica {
             metadata::fix(handle, &stat, wanted, later).at(path, "set attributes of")?;
         let disturbed = timestamp(stat.stx_mtime) != wanted.mtime;
         self.pending.know(path.as_bytes(), wanted.mtime, disturbed);
-        self.bound_pending().at(path, "set times around")
+        self.bound_pending();
+        Ok(())
     }
 
     /// Returns what an entry of `mode` has that was made in the stage.

@@ -93,9 +93,46 @@ impl ApplyError {
         is_transient(&self.source)
     }
 
+    /// Returns whether the disk is full or read-only, which is seen when it ends.
+    pub fn wants_room(&self) -> bool {
+        matches!(
+            Errno::from_io_error(&self.source),
+            Some(Errno::NOSPC | Errno::DQUOT | Errno::ROFS)
+        )
+    }
+
     /// Returns whether permissions are the reason.
     pub(super) fn is_denied(&self) -> bool {
         Errno::from_io_error(&self.source) == Some(Errno::ACCESS)
+    }
+}
+
+/// What can still be written to the replica's file system.
+#[derive(Debug, Clone, Copy)]
+pub struct Room {
+    total_bytes: u64,
+    free_bytes: u64,
+    free_inodes: u64,
+    is_read_only: bool,
+}
+
+impl Room {
+    pub(super) fn of(fd: impl std::os::fd::AsFd) -> io::Result<Room> {
+        let stat = rustix::fs::fstatvfs(fd)?;
+        Ok(Room {
+            total_bytes: stat.f_blocks.saturating_mul(stat.f_frsize),
+            free_bytes: stat.f_bavail.saturating_mul(stat.f_frsize),
+            free_inodes: stat.f_favail,
+            is_read_only: stat.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY),
+        })
+    }
+
+    /// Returns whether there is so much more than `before` that it is worth a try.
+    pub fn is_more_than(&self, before: &Room) -> bool {
+        let worth = (self.total_bytes / 256).clamp(1 << 20, 64 << 20);
+        before.is_read_only && !self.is_read_only
+            || self.free_bytes >= before.free_bytes.saturating_add(worth)
+            || self.free_inodes > before.free_inodes && before.free_inodes < 16
     }
 }
 

@@ -8,7 +8,7 @@ use super::Replica;
 use super::error::{ApplyError, At};
 use super::parents::{Parent, open_handle, stat_if_present, unlink};
 use crate::model::{Entry, Kind, Timestamp, TreePath};
-use crate::tree::metadata::{self, Later, entry_kind, file_type};
+use crate::tree::metadata::{self, Later, entry_kind, file_type, timestamp};
 use crate::tree::root::{Identity, stat_fd};
 
 /// What is known of the file whose names are to be united.
@@ -84,6 +84,12 @@ impl Replica {
             .at(first, "look at")?;
         if kind != entry.kind {
             self.owed.push((path.clone(), true));
+            return Ok(());
+        }
+        let is_regular = matches!(kind, Kind::Regular { .. });
+        if is_regular && timestamp(stat.stx_mtime) != entry.metadata.mtime {
+            // As for attributes alone: a new time must not vouch for old content.
+            self.owed.push((path.clone(), false));
             return Ok(());
         }
         self.refused += metadata::fix(handle.as_fd(), &stat, &entry.metadata, Later::default())

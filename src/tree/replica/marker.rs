@@ -59,6 +59,11 @@ pub(super) struct Note {
 #[derive(Debug, Default)]
 pub(super) struct Marker {
     open: Option<(File, String)>,
+    /// What was announced last.
+    announced: Sequence,
+    /// A rename that was not done as it was told, while no checkpoint says what is needed for
+    /// it: until then, markers of later renames claim nothing either.
+    doubt: Option<Sequence>,
 }
 
 impl Marker {
@@ -74,12 +79,16 @@ impl Marker {
         let Some((_, name)) = found else { return Ok(Marker::default()) };
         let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let fd = rustix::fs::openat(control, &name, flags, Mode::empty())?;
-        Ok(Marker { open: Some((File::from(fd), name)) })
+        Ok(Marker { open: Some((File::from(fd), name)), ..Marker::default() })
     }
 
     /// Says that the rename in `note` comes next.
-    pub(super) fn announce(&mut self, control: BorrowedFd<'_>, note: &Note) -> io::Result<()> {
-        let payload = postcard::to_stdvec(note).map_err(io::Error::other)?;
+    pub(super) fn announce(&mut self, control: BorrowedFd<'_>, mut note: Note) -> io::Result<()> {
+        self.announced = note.sequence;
+        if self.doubt.is_some() {
+            note = Note { exchange: false, from_mark: None, to_mark: None, ..note };
+        }
+        let payload = postcard::to_stdvec(&note).map_err(io::Error::other)?;
         let mut bytes = Vec::with_capacity(HEADER_BYTES + payload.len());
         bytes.extend_from_slice(&(payload.len() as u32).to_le_bytes());
         bytes.extend_from_slice(&crc32fast::hash(&payload).to_le_bytes());
@@ -101,6 +110,11 @@ impl Marker {
         written
     }
 
+    /// Notes that the rename announced last is not done as it was told.
+    pub(super) fn doubt(&mut self) {
+        self.doubt = Some(self.announced);
+    }
+
     /// Returns the sequence that the marker's name tells, and what it holds if that belongs
     /// to the name and is whole.
     fn read(&self) -> io::Result<Option<(Sequence, Option<Note>)>> {
@@ -115,6 +129,7 @@ impl Marker {
     }
 
     fn remove(&mut self, control: BorrowedFd<'_>) -> io::Result<()> {
+        self.doubt = None;
         match self.open.take() {
             None => Ok(()),
             Some((_, name)) => match unlink(control, name.as_bytes()) {
@@ -153,6 +168,26 @@ impl Replica {
             },
             _ => Moved::Through(sequence),
         })
+    }
+
+    /// Says that a checkpoint with all needs is durable, of after the renames through `moved`.
+    pub fn handle_checkpoint(&mut self, moved: Sequence) {
+        self.marker.doubt.take_if(|doubt| *doubt <= moved);
+    }
+
+    /// Says durably that the rename announced last is not done as it was told: what is needed
+    /// instead would be lost with the process.
+    pub(super) fn announce_doubt(&mut self, from: &TreePath, to: &TreePath) -> io::Result<()> {
+        self.marker.doubt();
+        let note = Note {
+            sequence: self.marker.announced,
+            exchange: false,
+            from: from.clone(),
+            to: to.clone(),
+            from_mark: None,
+            to_mark: None,
+        };
+        self.marker.announce(rustix::fd::AsFd::as_fd(&self.control), note)
     }
 
     /// Removes the marker: a new epoch's sequences say nothing about the old ones.

@@ -42,11 +42,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 
-pub use error::{ApplyError, ReplicaError};
+pub use error::{ApplyError, ReplicaError, Room};
 pub use marker::Moved;
 
 use super::metadata;
-use super::root::{Identity, Root, open_beneath, stat_fd};
+use super::root::{Identity, Root, open_beneath, stat_at, stat_fd};
 use crate::model::{Kind, TreePath};
 use crate::wire::{Content, Item, StageId};
 use directory::StagedDirectory;
@@ -85,6 +85,8 @@ pub struct Replica {
     unfinished: HashSet<Identity>,
     /// What must be asked of the upstream.
     owed: Vec<(TreePath, bool)>,
+    /// What failed besides the item at hand.
+    problems: Vec<Problem>,
     last_number: AtomicU64,
     /// Tells names outside the stage from those of other processes before and after this one.
     run: u64,
@@ -94,6 +96,28 @@ pub struct Replica {
     owner: (u32, u32),
     privileged: bool,
     refused: u64,
+}
+
+/// What failed and is no item's own failure: a directory that could not be shown, a time that
+/// could not be set.
+#[derive(Debug)]
+pub struct Problem {
+    /// Where, and why.
+    pub error: ApplyError,
+    /// Whether content was lost with it, which must travel again; else a comparison finds what
+    /// is missing.
+    pub content: bool,
+}
+
+/// Where the replica is, compared with where it was opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// There.
+    Here,
+    /// The path of ROOT leads elsewhere or nowhere: it was renamed, replaced or unmounted.
+    Away,
+    /// ROOT is there, but what was opened in it as the replica's own is not.
+    Stripped,
 }
 
 /// What came of an item.
@@ -146,6 +170,7 @@ impl Replica {
             marker,
             unfinished: HashSet::new(),
             owed: Vec::new(),
+            problems: Vec::new(),
             last_number: AtomicU64::new(0),
             run: u64::from_le_bytes(run),
             device: (stat.stx_dev_major, stat.stx_dev_minor),
@@ -171,6 +196,31 @@ impl Replica {
     /// because the file system does not hold them.
     pub fn refused(&self) -> u64 {
         self.refused
+    }
+
+    /// Looks whether the replica is still where it was opened.
+    pub fn whereabouts(&self) -> Place {
+        if !self.root.is_in_place().unwrap_or(false) {
+            return Place::Away;
+        }
+        let own = [
+            (self.root.as_fd(), CONTROL_NAME, &self.control),
+            (self.control.as_fd(), "stage", &self.stage),
+            (self.control.as_fd(), "trash", &self.trash),
+        ];
+        let is_gone = own.iter().any(|(parent, name, opened)| {
+            match (stat_at(parent, name.as_bytes()), stat_fd(opened)) {
+                (Ok(there), Ok(opened)) => Identity::of(&there) != Identity::of(&opened),
+                (Err(error), _) => error == Errno::NOENT,
+                (_, Err(_)) => false,
+            }
+        });
+        if is_gone { Place::Stripped } else { Place::Here }
+    }
+
+    /// Returns what can still be written.
+    pub fn room(&self) -> io::Result<Room> {
+        Room::of(&self.control)
     }
 
     /// Returns whether the tree has nothing in it but `.mirror` and an empty `lost+found`.
@@ -206,6 +256,9 @@ impl Replica {
         {
             result = self.apply_checked(item, raw);
         }
+        if result.is_err() && matches!(item, Item::Rename { .. } | Item::Exchange { .. }) {
+            self.marker.doubt();
+        }
         result?;
         Ok(Applied { needs: std::mem::take(&mut self.owed) })
     }
@@ -214,12 +267,12 @@ impl Replica {
     ///
     /// To be called when there is no more input for now, and before a watermark moves. What
     /// it may have to ask of the upstream comes with the next item, or by
-    /// [`Replica::take_needs`].
-    pub fn flush(&mut self) -> Result<(), ApplyError> {
-        let published = self.publish();
+    /// [`Replica::take_needs`]; what fails, by [`Replica::take_problems`].
+    pub fn flush(&mut self) {
+        self.publish();
         // The tree is anyone's between two bursts; what is kept is good for one.
         self.cached = None;
-        published.and(self.settle_all())
+        self.settle_all();
     }
 
     /// Takes what a flush, or an item that failed, has to ask of the upstream.
@@ -227,9 +280,14 @@ impl Replica {
         std::mem::take(&mut self.owed)
     }
 
+    /// Takes what failed besides the items that were applied since the last call.
+    pub fn take_problems(&mut self) -> Vec<Problem> {
+        std::mem::take(&mut self.problems)
+    }
+
     fn apply_checked(&mut self, item: &Item, raw: &[u8]) -> Result<(), ApplyError> {
         if self.staged.is_some() && !self.leaves_staged(item) {
-            self.publish()?;
+            self.publish();
         }
         if let (Some(staged), Item::State { .. } | Item::Absent { .. }) = (&mut self.staged, item) {
             staged.awaited = staged.awaited.saturating_sub(1);
@@ -248,9 +306,7 @@ impl Replica {
                     (Kind::Regular { .. }, Content::Inline { .. }) => {
                         self.put_inline(path, entry, raw, links, mtime)
                     }
-                    (Kind::Regular { .. }, Content::Keep) => {
-                        self.keep(path, entry, links, mtime, |_, _, _| Ok(true))
-                    }
+                    (Kind::Regular { .. }, Content::Keep) => self.keep(path, entry, links, mtime),
                     (Kind::Regular { .. }, Content::Compare { digest }) => {
                         self.compare(path, entry, links, mtime, *digest)
                     }

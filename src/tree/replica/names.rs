@@ -64,10 +64,12 @@ impl Replica {
         let staged = self.is_staged(path.as_bytes());
         let parent = Parent::new(path.as_bytes(), fd, staged);
         self.touch(&parent, None).at(path, "keep the time of")?;
+        let mut first = Ok(());
         for name in surplus {
-            self.remove(&parent, &name).at(&path.join(&name), "remove")?;
+            let removed = self.remove(&parent, &name).at(&path.join(&name), "remove");
+            first = first.and(removed.map(|_| ()));
         }
-        Ok(())
+        first
     }
 }
 

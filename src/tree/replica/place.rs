@@ -5,6 +5,7 @@
 //! target, the stage is a reserved name beside the target. Directories that go are moved to
 //! `.mirror/trash` at once and emptied later.
 
+use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -173,39 +174,51 @@ pub(super) fn open_up(directory: BorrowedFd<'_>, name: &[u8]) -> io::Result<()> 
 
 /// Removes a directory and everything below it where it is, for a mount that has no trash.
 ///
-/// Each round goes down to one directory without directories and removes that, so that two
-/// descriptors are enough for any depth.
+/// The way down is kept open so far as [`DEPTH_MAX`] allows; what is deeper takes another round
+/// from the top for each piece of that depth.
 fn remove_tree(directory: BorrowedFd<'_>, name: &[u8]) -> io::Result<()> {
     loop {
-        let mut above: Option<OwnedFd> = None;
-        let mut last = name.to_vec();
+        // Each with its name and the directories in it that are still to be removed; of what
+        // is above the first there is no descriptor any more.
+        let mut way: VecDeque<(OwnedFd, Vec<u8>, Vec<Vec<u8>>)> = VecDeque::new();
+        let mut is_whole = true;
+        let mut next = Some(name.to_vec());
         loop {
-            let at = above.as_ref().map_or(directory, AsFd::as_fd);
-            let current = open_to_empty(at, &last)?;
-            let mut below = None;
-            for (entry, is_directory) in list(&current)? {
-                if is_directory {
-                    below = Some(entry);
-                } else {
-                    unlink(&current, &entry)?;
+            let at = way.back().map_or(directory, |(fd, ..)| fd.as_fd());
+            if let Some(name) = next.take() {
+                let current = open_to_empty(at, &name)?;
+                let mut below = Vec::new();
+                for (entry, is_directory) in list(&current)? {
+                    if is_directory {
+                        below.push(entry);
+                    } else {
+                        unlink(&current, &entry)?;
+                    }
+                }
+                way.push_back((current, name, below));
+                if way.len() > DEPTH_MAX {
+                    way.pop_front();
+                    is_whole = false;
                 }
             }
-            match below {
-                Some(entry) => {
-                    above = Some(current);
-                    last = entry;
-                }
-                None => {
-                    rustix::fs::unlinkat(at, &last[..], AtFlags::REMOVEDIR)?;
-                    break;
-                }
+            let Some((_, _, below)) = way.back_mut() else { break };
+            next = below.pop();
+            if next.is_none()
+                && let Some((_, done, _)) = way.pop_back()
+                && (is_whole || !way.is_empty())
+            {
+                let at = way.back().map_or(directory, |(fd, ..)| fd.as_fd());
+                rustix::fs::unlinkat(at, &done[..], AtFlags::REMOVEDIR)?;
             }
         }
-        if above.is_none() {
+        if is_whole {
             return Ok(());
         }
     }
 }
+
+/// Most directories that are open at the same time while a tree is removed in place.
+const DEPTH_MAX: usize = 64;
 
 /// Opens a directory that is about to go, whatever its mode says.
 pub(super) fn open_to_empty(directory: BorrowedFd<'_>, name: &[u8]) -> io::Result<OwnedFd> {

@@ -40,7 +40,7 @@ impl Replica {
                 }
                 // Told twice while nobody could see it: the second one replaces the first.
                 Err(error) if exists(&error) => {
-                    self.publish()?;
+                    self.publish();
                     parent = self.parent(path)?;
                     self.touch(&parent, parent_mtime).at(path, "keep the time above")?;
                 }
@@ -58,15 +58,30 @@ impl Replica {
         self.unite(path, entry, links, Trust::New)
     }
 
-    /// Sets the attributes of the file at `path` and unites its names, if `is_current` says
-    /// that its content is what it must be; else asks for it.
+    /// Sets the attributes of the file at `path`, whose content did not change, and unites its
+    /// names. A new time would vouch for the content ever after: that is compared first.
     pub(super) fn keep(
         &mut self,
         path: &TreePath,
         entry: &Entry,
         links: &[TreePath],
         parent_mtime: Option<Timestamp>,
-        is_current: impl FnOnce(&Parent, &[u8], &Statx) -> io::Result<bool>,
+    ) -> Result<(), ApplyError> {
+        let mtime = entry.metadata.mtime;
+        self.fix_if(path, entry, links, parent_mtime, |_, _, stat| {
+            Ok(if timestamp(stat.stx_mtime) == mtime { Here::Current } else { Here::Unknown })
+        })
+    }
+
+    /// Sets the attributes of the file at `path` and unites its names, if `is_current` says
+    /// that its content is what it must be; else asks for it.
+    fn fix_if(
+        &mut self,
+        path: &TreePath,
+        entry: &Entry,
+        links: &[TreePath],
+        parent_mtime: Option<Timestamp>,
+        is_current: impl FnOnce(&Parent, &[u8], &Statx) -> io::Result<Here>,
     ) -> Result<(), ApplyError> {
         let Kind::Regular { size } = entry.kind else { return Ok(()) };
         let parent = self.parent(path)?;
@@ -78,10 +93,16 @@ impl Replica {
             None => None,
             Some(handle) => {
                 let stat = stat_fd(&handle).at(path, "look at")?;
-                let same = file_type(&stat).is_file()
-                    && stat.stx_size == size
-                    && is_current(&parent, name, &stat).at(path, "read")?;
-                same.then_some((handle, stat))
+                let here = if file_type(&stat).is_file() && stat.stx_size == size {
+                    is_current(&parent, name, &stat).at(path, "read")?
+                } else {
+                    Here::Other
+                };
+                if here == Here::Unknown {
+                    self.owed.push((path.clone(), false));
+                    return Ok(());
+                }
+                (here == Here::Current).then_some((handle, stat))
             }
         };
         let Some((handle, stat)) = current else {
@@ -94,7 +115,8 @@ impl Replica {
         self.unite(path, entry, links, Trust::SameSize)
     }
 
-    /// As [`Replica::keep`], for content that must agree in size, time and `digest`.
+    /// As [`Replica::keep`], for content that must agree in `digest`, or in time if none is
+    /// given.
     pub(super) fn compare(
         &mut self,
         path: &TreePath,
@@ -105,17 +127,27 @@ impl Replica {
     ) -> Result<(), ApplyError> {
         let mtime = entry.metadata.mtime;
         let single = links.is_empty();
-        self.keep(path, entry, links, parent_mtime, |parent, name, stat| {
+        self.fix_if(path, entry, links, parent_mtime, |parent, name, stat| {
             // A file with names that the source's does not have must be parted from them.
-            if timestamp(stat.stx_mtime) != mtime || single && stat.stx_nlink != 1 {
-                return Ok(false);
-            }
-            match digest {
-                None => Ok(true),
-                Some(digest) => Ok(digest_of(parent, name)? == digest),
-            }
+            let is_current = !(single && stat.stx_nlink != 1)
+                && match digest {
+                    None => timestamp(stat.stx_mtime) == mtime,
+                    Some(digest) => digest_of(parent, name)? == digest,
+                };
+            Ok(if is_current { Here::Current } else { Here::Other })
         })
     }
+}
+
+/// What is known of a present file's content.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Here {
+    /// It is what it must be.
+    Current,
+    /// It may be; only a digest tells.
+    Unknown,
+    /// It is not.
+    Other,
 }
 
 /// Creates a file that is not in place, with all its attributes. `inherits` tells whether the

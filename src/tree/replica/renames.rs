@@ -38,6 +38,7 @@ impl Replica {
         }
         if from.is_related(to) {
             // A directory cannot go into itself; what really happened is for the upstream.
+            self.announce_doubt(from, to).at(from, "write the marker for")?;
             self.owed.extend([(from.clone(), false), (to.clone(), false)]);
             return Ok(());
         }
@@ -86,6 +87,7 @@ impl Replica {
             return Ok(());
         }
         if a.is_related(b) {
+            self.announce_doubt(a, b).at(a, "write the marker for")?;
             self.owed.extend([(a.clone(), false), (b.clone(), false)]);
             return Ok(());
         }
@@ -96,6 +98,7 @@ impl Replica {
             ) => {
                 let is_unfinished = |stat| self.unfinished.contains(&Identity::of(stat));
                 if is_unfinished(&stat_a) || is_unfinished(&stat_b) {
+                    self.announce_doubt(a, b).at(a, "write the marker for")?;
                     self.owed.extend([(a.clone(), true), (b.clone(), true)]);
                     return Ok(());
                 }
@@ -133,7 +136,7 @@ impl Replica {
             from_mark: source.stat.as_ref().map(Mark::of),
             to_mark: target.stat.as_ref().map(Mark::of),
         };
-        let announced = self.marker.announce(self.control.as_fd(), &note);
+        let announced = self.marker.announce(self.control.as_fd(), note);
         announced.at(from, "write the marker for the rename of")?;
         Ok((source, target))
     }
@@ -174,6 +177,7 @@ impl Replica {
                 Ok(())
             }
             Err(error) if is_other_mount(&error) => {
+                self.announce_doubt(from, to).at(from, "write the marker for")?;
                 self.owed.push((to.clone(), true));
                 self.remove(parent, name).at(from, "remove")?;
                 Ok(())
@@ -209,6 +213,7 @@ impl Replica {
             // Mounts between the two, or a file system that cannot exchange: as the tree has
             // both, asking for both is right, only slower.
             Err(Errno::XDEV | Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
+                self.announce_doubt(a, b).at(a, "write the marker for")?;
                 self.owed.extend([(a.clone(), true), (b.clone(), true)]);
                 Ok(())
             }

@@ -35,7 +35,7 @@ impl Replica {
                     return Ok(());
                 }
                 Err(error) if exists(&error) => {
-                    self.publish()?;
+                    self.publish();
                     parent = self.parent(path)?;
                 }
                 Err(error) => return Err(error).at(path, "create"),

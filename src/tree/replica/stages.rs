@@ -26,6 +26,8 @@ pub(super) struct StagedFile {
     file: File,
     temporary: String,
     size: u64,
+    /// Where it was to go when it began.
+    path: TreePath,
     /// The digest of everything before `hashed`; `None` once a chunk came out of order.
     hasher: Option<blake3::Hasher>,
     hashed: u64,
@@ -43,6 +45,12 @@ impl StagedFile {
             self.hashed = offset + raw.len() as u64;
         }
         Ok(())
+    }
+
+    /// Has every write fail.
+    #[cfg(test)]
+    pub(super) fn make_read_only(&mut self) {
+        self.file = File::open("/dev/null").expect("it is always there");
     }
 
     /// Returns the digest of the whole.
@@ -80,12 +88,14 @@ impl Replica {
             return Err(error).at(path, "stage");
         }
         let hasher = Some(blake3::Hasher::new());
-        let staged = StagedFile { file: File::from(fd), temporary, size, hasher, hashed: 0 };
+        let (file, path) = (File::from(fd), path.clone());
+        let staged = StagedFile { file, temporary, size, path, hasher, hashed: 0 };
         self.stages.insert(stage, staged);
         Ok(())
     }
 
-    /// Takes a chunk; one of a file that was given up here is let go.
+    /// Takes a chunk; one of a file that was given up here is let go. A file that cannot be
+    /// written is given up, so that it does not hold the room that others need.
     pub(super) fn stage_data(
         &mut self,
         stage: StageId,
@@ -93,11 +103,15 @@ impl Replica {
         raw: &[u8],
     ) -> Result<(), ApplyError> {
         let Some(staged) = self.stages.get_mut(&stage) else { return Ok(()) };
-        let root = TreePath::root();
         if offset.checked_add(raw.len() as u64).is_none_or(|end| end > staged.size) {
-            return Err(ApplyError::protocol(&root, "stage", "a chunk beyond the file's end"));
+            let why = "a chunk beyond the file's end";
+            return Err(ApplyError::protocol(&staged.path, "stage", why));
         }
-        staged.write(offset, raw).at(&root, "write to a staged file in")
+        let written = staged.write(offset, raw).at(&staged.path, "write the stage of");
+        if written.is_err() {
+            self.stage_abort(stage);
+        }
+        written
     }
 
     /// Gives a file up.
@@ -129,19 +143,23 @@ impl Replica {
             return Ok(());
         };
         let whole = entry.kind == Kind::Regular { size: staged.size };
-        if !whole || staged.digest().at(path, "read the stage of")? != digest {
+        let is_right = whole && staged.digest().is_ok_and(|found| found == digest);
+        if !is_right {
             self.discard(&staged.temporary);
             self.owed.push((path.clone(), true));
             return Ok(());
         }
-        match self.place_staged(path, entry, &staged, parent_mtime) {
-            Ok(()) => self.unite(path, entry, links, Trust::New),
-            Err(error) => {
-                // Kept, for the same item may be applied again when there is room.
-                self.stages.insert(stage, staged);
-                Err(error)
-            }
+        let mut placed = self.place_staged(path, entry, &staged, parent_mtime);
+        if placed.as_ref().is_err_and(|error| !self.privileged && error.is_denied())
+            && self.lift(path).is_ok_and(|lifted| lifted)
+        {
+            placed = self.place_staged(path, entry, &staged, parent_mtime);
         }
+        if placed.is_err() {
+            // It comes again; until then others need the room.
+            self.discard(&staged.temporary);
+        }
+        placed.and_then(|()| self.unite(path, entry, links, Trust::New))
     }
 
     fn place_staged(

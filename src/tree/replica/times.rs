@@ -10,9 +10,9 @@ use std::io;
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 
-use super::Replica;
-use super::error::{ApplyError, At};
+use super::error::ApplyError;
 use super::parents::Parent;
+use super::{Problem, Replica};
 use crate::model::{Timestamp, TreePath};
 use crate::tree::metadata;
 use crate::tree::root::stat_fd;
@@ -142,49 +142,45 @@ impl Replica {
             let now = metadata::timestamp(stat_fd(&parent.fd)?.stx_mtime);
             self.pending.know(&parent.path, now, true);
         }
-        self.bound_pending()
-    }
-
-    /// Sets the oldest directories early while there are too many.
-    pub(super) fn bound_pending(&mut self) -> io::Result<()> {
-        while self.pending.directories.len() > DIRECTORIES_MAX {
-            let Some(oldest) = self.pending.oldest() else { break };
-            self.settle(&oldest)?;
-        }
+        self.bound_pending();
         Ok(())
     }
 
-    /// Sets the times and modes of all directories; goes on after an error and returns the
-    /// first one.
-    pub(super) fn settle_all(&mut self) -> Result<(), ApplyError> {
+    /// Sets the oldest directories early while there are too many. One that cannot be set is
+    /// for the upstream to tell again, and keeps no other waiting.
+    pub(super) fn bound_pending(&mut self) {
+        while self.pending.directories.len() > DIRECTORIES_MAX {
+            let Some(oldest) = self.pending.oldest() else { break };
+            self.settle(&oldest);
+            self.pending.directories.remove(&oldest);
+        }
+    }
+
+    /// Sets the times and modes of all directories; goes on after an error.
+    pub(super) fn settle_all(&mut self) {
         let mut paths = self.pending.keys_under(b"");
         // A parent whose mode was lifted for us must stay open until its children are done.
         paths.sort_unstable_by_key(|path| std::cmp::Reverse(path.len()));
-        let mut first = Ok(());
         for path in paths {
-            if let Err(error) = self.settle(&path) {
-                let path = TreePath::new(path).unwrap_or_default();
-                first = first.and(Err(error).at(&path, "set the time of"));
-            }
+            self.settle(&path);
         }
-        first
     }
 
-    /// Sets what is pending for one directory and forgets it; keeps it after an error that
-    /// may pass.
-    fn settle(&mut self, path: &[u8]) -> io::Result<()> {
-        let Some(pending) = self.pending.directories.remove(path) else { return Ok(()) };
-        let result = self.set_pending(path, &pending);
-        if let Err(error) = &result {
-            match Errno::from_io_error(error) {
-                // The directory went meanwhile, or was never ours.
-                Some(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::PERM) => return Ok(()),
-                _ => {
-                    self.pending.directories.insert(path.to_vec(), pending);
-                }
-            }
+    /// Sets what is pending for one directory and forgets it; keeps it after an error.
+    fn settle(&mut self, path: &[u8]) {
+        let Some(pending) = self.pending.directories.remove(path) else { return };
+        let Err(error) = self.set_pending(path, &pending) else { return };
+        match Errno::from_io_error(&error) {
+            // The directory went meanwhile.
+            Some(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return,
+            // It was never ours.
+            Some(Errno::PERM) if !self.privileged => return,
+            _ => {}
         }
-        result
+        self.pending.directories.insert(path.to_vec(), pending);
+        let path = TreePath::new(path).unwrap_or_default();
+        let error = ApplyError::new(&path, "set the time of", error);
+        self.problems.push(Problem { error, content: false });
     }
 
     fn set_pending(&mut self, path: &[u8], pending: &Pending) -> io::Result<()> {

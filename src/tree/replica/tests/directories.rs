@@ -195,3 +195,33 @@ fn emptiness_looks_past_the_replicas_own_and_the_file_systems() {
     fixture.file("lost+found/f", b"");
     assert!(!fixture.replica.is_empty().unwrap());
 }
+
+#[test]
+fn a_directory_that_cannot_be_shown_keeps_nothing_else_waiting() {
+    let mut fixture = Fixture::new();
+    fixture.file("gone", b"x");
+    fixture.directory("d");
+    fixture.file("d/f", b"x");
+    let stage = fixture.path(".mirror/stage");
+    std::fs::remove_dir_all(stage.join(&names(&stage)[0])).unwrap();
+    fixture.file("other", b"y");
+    fixture.done(absent("gone"), b"");
+    fixture.flush_with_problem("d", true);
+    assert_eq!(fixture.read("other"), b"y");
+    assert!(!fixture.exists("gone") && !fixture.exists("d"));
+    fixture.directory("d");
+    fixture.flush();
+    fixture.assert_clean();
+}
+
+#[test]
+fn a_directory_whose_time_cannot_be_set_keeps_no_other_waiting() {
+    let mut fixture = Fixture::new();
+    fixture.replica.pending.know(&[b'x'; 300], seconds(1), true);
+    for number in 0..600 {
+        fixture.directory(&format!("d{number}"));
+    }
+    let at = String::from_utf8(vec![b'x'; 300]).unwrap();
+    fixture.flush_with_problem(&at, false);
+    assert!((0..600).all(|number| fixture.mtime(&format!("d{number}")) == 10));
+}

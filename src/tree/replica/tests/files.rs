@@ -50,13 +50,34 @@ fn keep_changes_attributes_in_place_and_needs_what_is_missing_or_of_another_size
     let inode = fixture.stat("f").ino();
     let mut entry = regular(3);
     entry.metadata.mode = 0o600;
-    entry.metadata.mtime = seconds(99);
     fixture.done(state("f", entry.clone()), b"");
     let stat = fixture.stat("f");
-    assert_eq!((stat.ino(), stat.mode() & 0o777, stat.mtime()), (inode, 0o600, 99));
+    assert_eq!((stat.ino(), stat.mode() & 0o777, stat.mtime()), (inode, 0o600, 5));
     assert_eq!(fixture.apply(state("g", entry.clone()), b""), [(path("g"), true)]);
     entry.kind = Kind::Regular { size: 4 };
     assert_eq!(fixture.apply(state("f", entry), b""), [(path("f"), true)]);
+}
+
+/// A write of the same size may not have come yet when its time does.
+#[test]
+fn a_new_time_vouches_for_content_only_by_a_digest() {
+    let mut fixture = Fixture::new();
+    fixture.file("f", b"abc");
+    let inode = fixture.stat("f").ino();
+    let mut entry = regular(3);
+    entry.metadata.mtime = seconds(99);
+    assert_eq!(fixture.apply(state("f", entry.clone()), b""), [(path("f"), false)]);
+    let linked = state_of(path("g"), entry.clone(), Content::Linked, &["f"]);
+    assert_eq!(fixture.apply(linked, b""), [(path("g"), false)]);
+    assert_eq!(fixture.mtime("f"), 5);
+    let mut compared = |content: &[u8]| {
+        let digest = Some(*blake3::hash(content).as_bytes());
+        let item = state_of(path("f"), entry.clone(), Content::Compare { digest }, &[]);
+        fixture.apply(item, b"")
+    };
+    assert_eq!(compared(b"abd"), [(path("f"), true)]);
+    assert_eq!(compared(b"abc"), []);
+    assert_eq!((fixture.stat("f").ino(), fixture.mtime("f")), (inode, 99));
 }
 
 #[test]
@@ -207,4 +228,37 @@ fn keep_unites_names_of_the_same_size_only() {
         assert_eq!(fixture.stat(name).ino(), fixture.stat("a").ino());
     }
     assert_eq!(fixture.read("c"), b"other");
+}
+
+/// As many as may be on their way; more would break the protocol.
+#[test]
+fn a_stage_that_fails_is_given_up_and_its_path_needed() {
+    let mut fixture = Fixture::new();
+    let (size, digest) = (1u64 << 20, [0; 32]);
+    let content = |number| Content::Staged { stage: StageId(number), digest };
+    for number in 0..=crate::model::limits::TRANSFERS_MAX as u64 {
+        let at = format!("f{number}");
+        let stage = StageId(number);
+        fixture.done(Item::StageOpen { stage, size, path: path(&at) }, b"");
+        // Its chunks cannot be written.
+        fixture.replica.stages.get_mut(&stage).unwrap().make_read_only();
+        let chunk = Item::StageData { stage, offset: 0, length: 1 };
+        let error = fixture.try_apply(chunk.clone(), b"x").unwrap_err();
+        assert_eq!(error.path, path(&at));
+        fixture.assert_clean();
+        fixture.done(chunk, b"x");
+        let state = state_of(path(&at), regular(size), content(number), &[]);
+        assert_eq!(fixture.apply(state, b""), [(path(&at), true)]);
+    }
+    // Complete, but it cannot be put in place.
+    let digest = *blake3::hash(b"x").as_bytes();
+    for number in 10..=10 + crate::model::limits::TRANSFERS_MAX as u64 {
+        let stage = StageId(number);
+        fixture.done(Item::StageOpen { stage, size: 1, path: path("g") }, b"");
+        fixture.done(Item::StageData { stage, offset: 0, length: 1 }, b"x");
+        let directory = fixture.path(".mirror/stage");
+        std::fs::remove_file(directory.join(&names(&directory)[0])).unwrap();
+        let content = Content::Staged { stage, digest };
+        fixture.try_apply(state_of(path("g"), regular(1), content, &[]), b"").unwrap_err();
+    }
 }

@@ -65,7 +65,19 @@ impl Fixture {
     }
 
     fn flush(&mut self) {
-        self.replica.flush().unwrap();
+        self.replica.flush();
+        let problems = self.replica.take_problems();
+        assert!(problems.is_empty(), "{problems:?}");
+    }
+
+    /// Flushes when there is one problem, and asserts which.
+    fn flush_with_problem(&mut self, at: &str, content: bool) {
+        self.replica.flush();
+        let problems = self.replica.take_problems();
+        let found: Vec<_> = problems.iter().map(|it| (it.error.path.clone(), it.content)).collect();
+        let bytes = at.as_bytes().to_vec();
+        let path = TreePath::new(bytes).unwrap_or_default(); // As a name that is too long.
+        assert_eq!(found, [(path, content)]);
     }
 
     fn read(&self, path: &str) -> Vec<u8> {

@@ -3,6 +3,7 @@
 use std::process::Command;
 
 use super::*;
+use crate::tree::replica::Moved;
 
 /// A mount that ends with the test.
 struct Mounted(PathBuf);
@@ -55,6 +56,11 @@ fn everything_works_in(fixture: &mut Fixture, publish_needs: &[(TreePath, bool)]
 
     std::fs::create_dir_all(fixture.path("m/e/1/2/3")).unwrap();
     std::fs::write(fixture.path("m/e/1/2/f"), b"x").unwrap();
+    // Wide, and deeper than descriptors are kept.
+    std::fs::create_dir_all(fixture.path(&format!("m/e{}", "/d".repeat(300)))).unwrap();
+    for number in 0..100 {
+        std::fs::create_dir_all(fixture.path(&format!("m/e/wide/{number}/below"))).unwrap();
+    }
     fixture.done(absent("m/e"), b"");
     assert_eq!(names(&fixture.path("m")), ["big", "f", "g", "h", "l"]);
 }
@@ -74,4 +80,47 @@ fn the_same_file_system_mounted_inside_works() {
     let arguments = ["--bind", elsewhere.to_str().unwrap()];
     let Some(_mount) = Mounted::new(&arguments, fixture.path("m")) else { return };
     everything_works_in(&mut fixture, &[(path("m/d"), true)]);
+}
+
+#[test]
+fn a_directory_that_cannot_be_made_on_another_mount_is_given_up() {
+    let mut fixture = Fixture::new();
+    let elsewhere = fixture.path("elsewhere");
+    std::fs::create_dir(&elsewhere).unwrap();
+    let arguments = ["-o", "bind,ro", elsewhere.to_str().unwrap()];
+    let Some(_mount) = Mounted::new(&arguments, fixture.path("m")) else { return };
+    fixture.directory("m/d");
+    // It does not come up again and again.
+    for _ in 0..2 {
+        fixture.file("f", b"x");
+    }
+    let problems = fixture.replica.take_problems();
+    let found: Vec<_> = problems.iter().map(|it| (it.error.path.clone(), it.content)).collect();
+    assert_eq!(found, [(path("m/d"), true)]);
+    fixture.assert_clean();
+}
+
+/// What a rename to another mount needs is known to the process only, until a checkpoint.
+#[test]
+fn a_rename_to_another_mount_claims_nothing_after_a_kill() {
+    let mut fixture = Fixture::new();
+    let Some(_mount) = Mounted::new(&["-t", "tmpfs", "tmpfs"], fixture.path("m")) else { return };
+    for name in ["a", "b", "c"] {
+        fixture.file(name, b"x");
+    }
+    let recovered = |fixture: &mut Fixture| fixture.replica.recover_moved(Sequence(0)).unwrap();
+    fixture.apply(rename(1, "a", "m/a"), b"");
+    let mut fixture = fixture.reopen();
+    assert_eq!(recovered(&mut fixture), Moved::Unknown);
+    // Nor does a later rename claim it, before a checkpoint says what is needed.
+    fixture.apply(rename(2, "b", "m/b"), b"");
+    fixture.done(rename(3, "c", "d"), b"");
+    let mut fixture = fixture.reopen();
+    assert_eq!(recovered(&mut fixture), Moved::Unknown);
+    fixture.apply(rename(4, "d", "m/d"), b"");
+    fixture.replica.handle_checkpoint(Sequence(4));
+    fixture.file("e", b"x");
+    fixture.done(rename(5, "e", "f"), b"");
+    let mut fixture = fixture.reopen();
+    assert_eq!(recovered(&mut fixture), Moved::Through(Sequence(5)));
 }
