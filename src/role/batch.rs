@@ -285,6 +285,11 @@ fn note_problem(problems: &mut Problems, path: TreePath, error: &io::Error) {
     }
 }
 
+/// Returns how many bytes the extended attributes of an entry may take in a message.
+fn xattr_bytes(opened: &Opened) -> usize {
+    opened.entry.metadata.xattrs.iter().map(|xattr| xattr.value.len() + 300).sum()
+}
+
 /// One job while it is read.
 struct Reading<'a, F: Feed> {
     batch: &'a mut Batch,
@@ -398,7 +403,8 @@ impl<F: Feed> Reading<'_, F> {
         last_attempt: bool,
     ) -> io::Result<bool> {
         let crate::model::Kind::Regular { size } = opened.entry.kind else { return Ok(true) };
-        self.state(job, opened, Content::Inline { length: size as u32 }, links.to_vec())?;
+        let content = Content::Inline { length: size as u32 };
+        let rest = self.state_with(job, opened, content, links.to_vec())?;
         let index = self.batch.frames.len() - 1;
         let unchanged = opened.read_whole(self.batch.frames[index].buffer())?;
         let (_, range) = self.ranges.last_mut().expect("the state was just pushed");
@@ -408,6 +414,7 @@ impl<F: Feed> Reading<'_, F> {
             self.batch.frames[index].truncate(range.start);
             return Ok(false);
         }
+        self.linked(job, opened, rest);
         Ok(true)
     }
 
@@ -507,14 +514,26 @@ impl<F: Feed> Reading<'_, F> {
         job: &Job,
         opened: &Opened,
         content: Content,
-        mut links: Vec<TreePath>,
+        links: Vec<TreePath>,
     ) -> io::Result<()> {
-        let xattrs = &opened.entry.metadata.xattrs;
-        let xattr_bytes: usize = xattrs.iter().map(|xattr| xattr.value.len() + 300).sum();
+        let rest = self.state_with(job, opened, content, links)?;
+        self.linked(job, opened, rest);
+        Ok(())
+    }
+
+    /// Appends a state with as many of its other names as it holds, and returns the rest of
+    /// them, which must follow it and its content by [`Reading::linked`].
+    fn state_with(
+        &mut self,
+        job: &Job,
+        opened: &Opened,
+        content: Content,
+        mut links: Vec<TreePath>,
+    ) -> io::Result<Vec<TreePath>> {
+        let xattr_bytes = xattr_bytes(opened);
         if xattr_bytes > XATTRS_BYTES_MAX {
             return Err(rustix::io::Errno::TOOBIG.into());
         }
-        // More names than a frame holds follow one by one.
         let mut bytes = 0;
         let fitting = links.iter().take_while(|link| {
             bytes += link.as_bytes().len() + 3;
@@ -529,11 +548,13 @@ impl<F: Feed> Reading<'_, F> {
             links,
             parent_mtime: opened.holder.map(|holder| holder.mtime),
         });
-        if matches!(content, Content::Inline { .. }) {
-            return Ok(());
-        }
-        for link in rest {
-            self.make_room(2 * PATH_BYTES_MAX + xattr_bytes);
+        Ok(rest)
+    }
+
+    /// Appends names of the file at a job's path, one by one.
+    fn linked(&mut self, job: &Job, opened: &Opened, links: Vec<TreePath>) {
+        for link in links {
+            self.make_room(2 * PATH_BYTES_MAX + xattr_bytes(opened));
             self.push(&Item::State {
                 path: link,
                 entry: opened.entry.clone(),
@@ -542,7 +563,6 @@ impl<F: Feed> Reading<'_, F> {
                 parent_mtime: None,
             });
         }
-        Ok(())
     }
 
     fn make_room(&mut self, bytes: usize) {

@@ -1,0 +1,153 @@
+//! What a source sends, byte by byte: a source and a sink in one process, without a socket.
+
+mod common;
+
+use std::fs;
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use common::judge::Judge;
+use mirror::role::options::{SinkOptions, SourceOptions};
+use mirror::role::{LinkId, Role, Sink, Source};
+use mirror::watch::Watch;
+use mirror::wire::{Frame, FrameDecoder, FrameKind, Item};
+
+/// Both ends, and what went down between them.
+struct World {
+    scratch: tempfile::TempDir,
+    source: Source<Watch>,
+    sink: Sink,
+    link: LinkId,
+    /// Items sent so far, and their bytes.
+    items: Vec<Item>,
+    bytes: usize,
+}
+
+impl World {
+    /// Makes a tree by `fill`, and a source and a sink of it that know nothing of each other.
+    fn new(fill: impl FnOnce(&std::path::Path)) -> World {
+        let scratch = common::machine::scratch();
+        let at = |name: &str| {
+            let path = scratch.path().join(name);
+            fs::create_dir_all(&path).unwrap();
+            path
+        };
+        let (src, dst) = (at("src"), at("dst"));
+        fill(&src);
+        let source = SourceOptions {
+            root: src,
+            state_dir: at("state"),
+            journal_bytes: 64 << 20,
+            rescan_interval: Duration::from_secs(3600),
+            accept_root: false,
+            lock_root: true,
+        };
+        let source = Source::open(source).unwrap();
+        let sink = SinkOptions {
+            root: dst,
+            state_dir: at("sink-state"),
+            adopt: true,
+            checkpoint_interval: Duration::from_secs(5),
+        };
+        let sink = Sink::open(sink).expect("the sink opens");
+        let (items, bytes) = Default::default();
+        let mut world = World { scratch, source, sink, link: LinkId(0), items, bytes };
+        world.connect();
+        world
+    }
+
+    fn src(&self, name: &str) -> PathBuf {
+        self.scratch.path().join("src").join(name)
+    }
+
+    fn dst(&self, name: &str) -> PathBuf {
+        self.scratch.path().join("dst").join(name)
+    }
+
+    /// Connects anew.
+    fn connect(&mut self) {
+        let now = Instant::now();
+        if self.link != LinkId(0) {
+            self.source.handle_closed(Some(self.link), "cut", now);
+            self.sink.handle_closed(Some(self.link), "cut", now);
+        }
+        self.link = LinkId(self.link.0 + 1);
+        self.sink.handle_connected(self.link, now);
+        self.source.handle_connected(self.link, now);
+    }
+
+    /// Lets the source send one frame, and the sink apply and answer it. Returns whether there
+    /// was anything.
+    fn step(&mut self) -> bool {
+        let (link, now) = (self.link, Instant::now());
+        self.source.handle_timeout(now).unwrap();
+        let frame = self.source.poll_transmit(link, now).unwrap();
+        let mut moved = frame.is_some();
+        if let Some(bytes) = frame {
+            let (sink, items) = (&mut self.sink, &mut self.items);
+            self.bytes += bytes.len();
+            decode(&bytes, |frame, length| {
+                if frame.kind == FrameKind::Items {
+                    items.extend(frame.items().map(|item| item.unwrap().0));
+                }
+                sink.handle_frame(link, frame, length, now).unwrap();
+            });
+        }
+        self.sink.handle_drained(link, now).unwrap();
+        self.sink.handle_timeout(now).unwrap();
+        while let Some(bytes) = self.sink.poll_transmit(link, now).unwrap() {
+            moved = true;
+            let source = &mut self.source;
+            decode(&bytes, |frame, length| source.handle_frame(link, frame, length, now).unwrap());
+        }
+        moved
+    }
+
+    /// Lets both work until the trees are equal.
+    #[track_caller]
+    fn converge(&mut self) {
+        let judge = Judge::new(self.src(""), self.dst(""));
+        let started = Instant::now();
+        loop {
+            let mut idle = Instant::now();
+            while idle.elapsed() < Duration::from_millis(100) {
+                if self.step() {
+                    idle = Instant::now();
+                }
+                assert!(started.elapsed() < common::patience(), "it never rests");
+            }
+            let differences = judge.differences();
+            if differences.is_empty() {
+                return;
+            }
+            assert!(started.elapsed() < common::patience() / 3, "{}", differences.join("\n"));
+        }
+    }
+}
+
+fn decode(bytes: &[u8], handle: impl FnOnce(Frame<'_>, usize)) {
+    let mut decoder = FrameDecoder::default();
+    decoder.receive(bytes);
+    let (frame, length) = decoder.next_frame().unwrap().unwrap();
+    handle(frame, length);
+}
+
+/// More names than one state holds are all united with new content that travels inline.
+#[test]
+fn a_small_file_with_very_many_names_stays_one_file() {
+    let name = |number: usize| format!("{number:0>250}");
+    let mut world = World::new(|src| {
+        fs::write(src.join(name(0)), "old").unwrap();
+        for number in 1..601 {
+            fs::hard_link(src.join(name(0)), src.join(name(number))).unwrap();
+        }
+    });
+    world.converge();
+    fs::write(world.src(&name(7)), "new").unwrap();
+    world.converge();
+    let file = fs::File::options().write(true).open(world.src(&name(9))).unwrap();
+    file.write_all_at(b"two", 0).unwrap();
+    drop(file);
+    world.converge();
+}
