@@ -3,15 +3,16 @@
 mod common;
 
 use std::fs;
-use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant, SystemTime};
 
 use common::judge::Judge;
+use mirror::model::limits::*;
 use mirror::role::options::{SinkOptions, SourceOptions};
 use mirror::role::{LinkId, Role, Sink, Source};
 use mirror::watch::Watch;
-use mirror::wire::{Frame, FrameDecoder, FrameKind, Item};
+use mirror::wire::{Content, Frame, FrameDecoder, FrameKind, Item};
 
 /// Both ends, and what went down between them.
 struct World {
@@ -26,7 +27,7 @@ struct World {
 
 impl World {
     /// Makes a tree by `fill`, and a source and a sink of it that know nothing of each other.
-    fn new(fill: impl FnOnce(&std::path::Path)) -> World {
+    fn new(fill: impl FnOnce(&Path)) -> World {
         let scratch = common::machine::scratch();
         let at = |name: &str| {
             let path = scratch.path().join(name);
@@ -85,14 +86,7 @@ impl World {
         let frame = self.source.poll_transmit(link, now).unwrap();
         let mut moved = frame.is_some();
         if let Some(bytes) = frame {
-            let (sink, items) = (&mut self.sink, &mut self.items);
-            self.bytes += bytes.len();
-            decode(&bytes, |frame, length| {
-                if frame.kind == FrameKind::Items {
-                    items.extend(frame.items().map(|item| item.unwrap().0));
-                }
-                sink.handle_frame(link, frame, length, now).unwrap();
-            });
+            self.deliver(&bytes);
         }
         self.sink.handle_drained(link, now).unwrap();
         self.sink.handle_timeout(now).unwrap();
@@ -102,6 +96,18 @@ impl World {
             decode(&bytes, |frame, length| source.handle_frame(link, frame, length, now).unwrap());
         }
         moved
+    }
+
+    /// Lets the sink apply a frame.
+    fn deliver(&mut self, bytes: &[u8]) {
+        let (link, sink, items) = (self.link, &mut self.sink, &mut self.items);
+        self.bytes += bytes.len();
+        decode(bytes, |frame, length| {
+            if frame.kind == FrameKind::Items {
+                items.extend(frame.items().map(|item| item.unwrap().0));
+            }
+            sink.handle_frame(link, frame, length, Instant::now()).unwrap();
+        });
     }
 
     /// Lets both work until the trees are equal.
@@ -150,4 +156,68 @@ fn a_small_file_with_very_many_names_stays_one_file() {
     file.write_all_at(b"two", 0).unwrap();
     drop(file);
     world.converge();
+}
+
+/// Holes cost neither end anything, and a file that takes long to digest is not compared by one:
+/// neither end may be silent for 10 seconds (man 7 mirror-protocol).
+#[test]
+fn a_huge_sparse_file_holds_nothing_up() {
+    let make = |path: &Path| {
+        let file = fs::File::create(path).unwrap();
+        file.set_len(1 << 40).unwrap();
+        file.write_all_at(b"data", 1 << 39).unwrap();
+        file.set_modified(SystemTime::UNIX_EPOCH).unwrap();
+    };
+    for there_already in [false, true] {
+        let mut world = World::new(|src| {
+            make(&src.join("huge"));
+            if there_already {
+                make(&src.parent().unwrap().join("dst/huge"));
+            }
+        });
+        let before = fs::metadata(world.dst("huge")).map_or(0, |stat| stat.ino());
+        let started = Instant::now();
+        let is_there = |stat: fs::Metadata| stat.ino() != before && stat.len() == 1 << 40;
+        while !fs::metadata(world.dst("huge")).is_ok_and(is_there) {
+            world.step();
+            assert!(started.elapsed() < Duration::from_secs(5), "there already: {there_already}");
+        }
+        let mut data = [0; 4];
+        let file = fs::File::open(world.dst("huge")).unwrap();
+        file.read_exact_at(&mut data, 1 << 39).unwrap();
+        assert_eq!(&data, b"data");
+    }
+}
+
+/// What the sink has to digest for items on their way is bounded in bytes, however few the items.
+#[test]
+fn a_comparison_asks_for_few_digests_at_once() {
+    const SIZE: u64 = 16 << 20;
+    let fill = |directory: &Path| {
+        for number in 0..20 {
+            let file = fs::File::create(directory.join(number.to_string())).unwrap();
+            file.set_len(SIZE).unwrap();
+            file.write_all_at(&[1; 4096], 0).unwrap();
+            file.set_modified(SystemTime::UNIX_EPOCH).unwrap();
+        }
+    };
+    let mut world = World::new(|src| {
+        fill(src);
+        fill(&src.parent().unwrap().join("dst"));
+    });
+    // The hello and its answer.
+    while world.items.is_empty() {
+        world.step();
+    }
+    let on_their_way = world.items.len();
+    while let Some(frame) = world.source.poll_transmit(world.link, Instant::now()).unwrap() {
+        world.deliver(&frame);
+    }
+    let is_digest = |item: &&Item| {
+        matches!(item, Item::State { content: Content::Compare { digest: Some(_) }, .. })
+    };
+    let digests = world.items[on_their_way..].iter().filter(is_digest).count() as u64;
+    assert!(digests * SIZE < 3 * DIGEST_BYTES_MAX, "{digests} at once");
+    world.converge();
+    assert_eq!(world.items.iter().filter(is_digest).count(), 20);
 }

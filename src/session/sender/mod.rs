@@ -65,6 +65,9 @@ pub struct Sender {
     answers: VecDeque<u64>,
     sent_bytes: u64,
     handled_bytes: u64,
+    /// Bytes of files that the downstream has to digest, as far as it may not have done so, and
+    /// `sent_bytes` before the last of them.
+    digests: (u64, u64),
     acked: (Sequence, Sequence, Sequence),
     trusted_until: Timestamp,
     last_sent: Instant,
@@ -90,6 +93,7 @@ impl Sender {
             answers: VecDeque::new(),
             sent_bytes: 0,
             handled_bytes: 0,
+            digests: (0, 0),
             acked: Default::default(),
             trusted_until: Timestamp::default(),
             last_sent: now,
@@ -268,6 +272,9 @@ impl Sender {
     /// Begins a batch of jobs: the watch is drained and the journal's last record is `head`.
     pub fn begin_batch(&mut self, head: Sequence) {
         self.batch_head = head;
+        if self.handled_bytes > self.digests.1 || self.in_flight_bytes() == 0 {
+            self.digests.0 = 0;
+        }
     }
 
     /// Returns the next path to read.
@@ -313,9 +320,10 @@ impl Sender {
         }
         // A comparison's answers come back as needs: few are let out at once, so that their
         // number stays bounded.
-        let in_flight = self.in_flight_bytes();
+        let waits =
+            self.in_flight_bytes() > COMPARE_BYTES_MAX || self.digests.0 >= DIGEST_BYTES_MAX;
         for (number, walk) in &mut self.walks {
-            if matches!(walk.mode, Mode::Compare { .. }) && in_flight > COMPARE_BYTES_MAX {
+            if matches!(walk.mode, Mode::Compare { .. }) && waits {
                 continue;
             }
             if let Some(path) = walk.pop() {
@@ -346,12 +354,17 @@ impl Sender {
                     links.clear(); // The others follow, each when the walk comes to it.
                 }
             }
-            if let (Mode::Compare { trusted_until }, true) = (walk.mode, is_regular) {
-                return if look.ctime >= trusted_until.earlier_by_seconds(2) {
-                    Travel::Digest(links)
-                } else {
-                    Travel::As(Content::Compare { digest: None }, links)
-                };
+            if let (Mode::Compare { trusted_until }, Kind::Regular { size }) =
+                (walk.mode, &look.entry.kind)
+            {
+                if look.ctime < trusted_until.earlier_by_seconds(2) {
+                    return Travel::As(Content::Compare { digest: None }, links);
+                }
+                if *size > DIGEST_BYTES_MAX {
+                    return self.stage(job);
+                }
+                self.digests = (self.digests.0 + size, self.sent_bytes);
+                return Travel::Digest(links);
             }
         }
         let Kind::Regular { size } = look.entry.kind else {
