@@ -221,3 +221,51 @@ fn a_comparison_asks_for_few_digests_at_once() {
     world.converge();
     assert_eq!(world.items.iter().filter(is_digest).count(), 20);
 }
+
+/// A big file travels once, however many names it has: at first, and when it is written to.
+#[test]
+fn a_big_file_of_many_names_travels_once() {
+    const SIZE: usize = 6 << 20;
+    let mut world = World::new(|src| {
+        for directory in ["a", "b", "c"] {
+            fs::create_dir(src.join(directory)).unwrap();
+        }
+        fs::write(src.join("b/first"), vec![1; SIZE]).unwrap();
+        for number in 0..30 {
+            let directory = ["a", "b", "c"][number % 3];
+            let name = src.join(directory).join(number.to_string());
+            fs::hard_link(src.join("b/first"), name).unwrap();
+        }
+    });
+    world.converge();
+    assert!(world.bytes < SIZE * 5 / 4, "{} bytes at first", world.bytes);
+    for name in ["b/first", "c/5"] {
+        world.bytes = 0;
+        fs::write(world.src(name), vec![2; SIZE]).unwrap();
+        world.converge();
+        assert!(world.bytes < SIZE * 5 / 4, "{} bytes for a change of {name}", world.bytes);
+    }
+}
+
+/// A write that leaves size and time as they were is seen whenever it comes on a big file's way.
+#[test]
+fn a_write_behind_a_transfer_is_not_lost() {
+    const SIZE: usize = 600_000;
+    for step in 0..9 {
+        let mut world = World::new(|_| {});
+        world.converge();
+        fs::write(world.src("big"), vec![1; SIZE]).unwrap();
+        let time = fs::metadata(world.src("big")).unwrap().modified().unwrap();
+        while !world.items.iter().any(|item| matches!(item, Item::StageOpen { .. })) {
+            world.step();
+        }
+        for _ in 0..step {
+            world.step();
+        }
+        let file = fs::File::options().write(true).open(world.src("big")).unwrap();
+        file.write_all_at(&vec![2; SIZE], 0).unwrap();
+        file.set_modified(time).unwrap();
+        drop(file);
+        world.converge();
+    }
+}

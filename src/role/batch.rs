@@ -498,6 +498,7 @@ impl<F: Feed> Reading<'_, F> {
         };
         let mut opened = opened;
         opened.entry.kind = crate::model::Kind::Regular { size };
+        let links = self.sender.commit_links(opened.identity, links);
         self.has_content = true;
         self.state(&job, &opened, Content::Staged { stage, digest }, links.clone())?;
         Ok(BatchJob { links, ..BatchJob::done(job) })

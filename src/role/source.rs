@@ -238,7 +238,7 @@ impl<F: Feed> Source<F> {
         if let Some(after) = sender.wants_records(state.head) {
             take_records(&self.journal, cursor, sender, after, state.head)?;
         }
-        sender.begin_batch(state.head);
+        sender.begin_batch(state.head, state.clock);
         batch.read(
             sender,
             stages,

@@ -60,6 +60,8 @@ pub struct Sender {
     sent: HashMap<TreePath, (Sequence, What)>,
     /// The journal's head when the present batch began.
     batch_head: Sequence,
+    /// The source's clock at the same time.
+    batch_clock: Timestamp,
     /// The last mark sent; `None` while the downstream has no position.
     through_sent: Option<Sequence>,
     answers: VecDeque<u64>,
@@ -89,6 +91,7 @@ impl Sender {
             deferred: VecDeque::new(),
             sent: HashMap::new(),
             batch_head: Sequence(0),
+            batch_clock: Timestamp::default(),
             through_sent: None,
             answers: VecDeque::new(),
             sent_bytes: 0,
@@ -221,9 +224,7 @@ impl Sender {
         self.moved = sequence;
         self.sent.clear();
         for transfer in &mut self.transfers {
-            if let Some(path) = change.translate(&transfer.path) {
-                transfer.path = path;
-            }
+            transfer.translate(change);
         }
         for job in &mut self.deferred {
             if let Some(path) = change.translate(&job.path) {
@@ -269,9 +270,10 @@ impl Sender {
         self.read_through = through;
     }
 
-    /// Begins a batch of jobs: the watch is drained and the journal's last record is `head`.
-    pub fn begin_batch(&mut self, head: Sequence) {
-        self.batch_head = head;
+    /// Begins a batch of jobs: the watch was drained at `clock` and the journal's last record is
+    /// `head`.
+    pub fn begin_batch(&mut self, head: Sequence, clock: Timestamp) {
+        (self.batch_head, self.batch_clock) = (head, clock);
         if self.handled_bytes > self.digests.1 || self.in_flight_bytes() == 0 {
             self.digests.0 = 0;
         }
@@ -339,7 +341,7 @@ impl Sender {
             return Travel::As(Content::Keep, Vec::new());
         }
         let is_regular = matches!(look.entry.kind, Kind::Regular { .. });
-        if is_regular && self.absorb(job) {
+        if is_regular && self.absorb(job, look) {
             return Travel::Absorbed;
         }
         let mut links = look.links.to_vec();
@@ -361,7 +363,7 @@ impl Sender {
                     return Travel::As(Content::Compare { digest: None }, links);
                 }
                 if *size > DIGEST_BYTES_MAX {
-                    return self.stage(job);
+                    return self.stage(job, look);
                 }
                 self.digests = (self.digests.0 + size, self.sent_bytes);
                 return Travel::Digest(links);
@@ -381,7 +383,7 @@ impl Sender {
         if size <= INLINE_BYTES_MAX as u64 && !look.has_holes {
             return Travel::Inline(links);
         }
-        self.stage(job)
+        self.stage(job, look)
     }
 
     /// Has the children of a directory visited that a walk came to, right behind it and in this
@@ -425,24 +427,22 @@ impl Sender {
                 again.push(job);
                 continue;
             }
-            if lags && done && self.sent.len() < SENT_PATHS_MAX {
-                for link in links {
-                    self.sent.insert(link, (self.batch_head, What::CONTENT));
-                }
-                self.sent.insert(job.path.clone(), (self.batch_head, job.what));
-            }
             match job.origin {
                 Origin::Walk(number) => {
                     let Some((_, walk)) = self.walks.iter_mut().find(|(walk, _)| *walk == number)
                     else {
                         continue;
                     };
-                    if done {
-                        walk.in_hand -= 1;
-                    }
+                    walk.in_hand -= 1;
                 }
-                Origin::Commit(stage) if done => self.end_transfer(stage),
+                Origin::Commit(stage) if done => self.end_transfer(stage, &links),
                 Origin::Commit(_) | Origin::Journal(_) | Origin::Again(_) => {}
+            }
+            if lags && done && self.sent.len() < SENT_PATHS_MAX {
+                for link in links {
+                    self.sent.insert(link, (self.batch_head, What::CONTENT));
+                }
+                self.sent.insert(job.path, (self.batch_head, job.what));
             }
         }
         self.put_back(again);
