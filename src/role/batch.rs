@@ -11,6 +11,7 @@ use crate::model::{Name, RenameIndex, TreePath, What};
 use crate::session::sender::{BatchJob, Travel};
 use crate::session::{Job, Look, Origin, Sender};
 use crate::tree::{Opened, Reader, Seen, StageRead, StageReader};
+use crate::wire::frame::HEADER_BYTES;
 use crate::wire::{Content, Item, ItemsFrame, StageId};
 
 /// Longest time for one batch, so that others get their turn.
@@ -148,13 +149,12 @@ impl Batch {
                 file.restart().map(|()| {
                     let size = file.size();
                     let path = sender.stage_path(stage).cloned().unwrap_or_default();
-                    self.frame().push(&Item::StageOpen { stage, size, path });
+                    self.push(&Item::StageOpen { stage, size, path });
                 })
             }
             Ok(StageRead::Data { offset, length }) => {
-                let frame = self.frame();
-                frame.push(&Item::StageData { stage, offset, length: length as u32 });
-                frame.buffer().extend_from_slice(&chunk);
+                self.push(&Item::StageData { stage, offset, length: length as u32 });
+                self.frame().buffer().extend_from_slice(&chunk);
                 Ok(())
             }
             Ok(StageRead::End(_)) => {
@@ -166,24 +166,24 @@ impl Batch {
         if let Err(error) = result {
             let path = sender.stage_path(stage).cloned().unwrap_or_default();
             note_problem(problems, path, &error);
-            self.frame().push(&Item::StageAbort { stage });
+            self.push(&Item::StageAbort { stage });
             stages.remove(&stage);
             sender.handle_stage_gone(stage);
         }
         true
     }
 
-    /// Throws away what must not be used, after the feed was drained, and returns the frames.
+    /// Throws away what must not be used, after the feed was drained.
     /// `changed` are the files whose content was found to change by that.
     pub fn use_confirmed(
-        mut self,
+        &mut self,
         sender: &mut Sender,
         stages: &mut HashMap<StageId, StageReader>,
         feed: &mut impl Feed,
         held: bool,
         changed: &HashSet<TreePath>,
         renames: &RenameIndex,
-    ) -> Vec<ItemsFrame> {
+    ) {
         let mut dropped = vec![false; self.jobs.len()];
         for (index, places) in self.places.iter().enumerate() {
             for (path, identity) in places {
@@ -250,22 +250,31 @@ impl Batch {
         }
         for (index, path) in unfinished {
             if verdict[index] && !dropped[index] {
-                self.frame().push(&Item::Unfinished { path });
+                self.push(&Item::Unfinished { path });
             }
         }
         for stage in aborted {
-            self.frame().push(&Item::StageAbort { stage });
+            self.push(&Item::StageAbort { stage });
         }
-        self.frames
     }
 
-    /// Appends an item and returns where it is.
-    fn push(&mut self, item: &Item) -> (usize, Range<usize>) {
+    /// Appends an item and returns where it is. There is room behind it for its raw bytes: what
+    /// does not fit begins a frame.
+    pub fn push(&mut self, item: &Item) -> (usize, Range<usize>) {
         let frame = self.frame();
-        let start = frame.len();
+        let mut start = frame.len();
         frame.push(item);
-        let end = frame.len();
-        (self.frames.len() - 1, start..end)
+        if frame.len() + item.raw_bytes() > FRAME_BYTES_MAX && start > HEADER_BYTES {
+            let next = frame.split_off(start);
+            start = HEADER_BYTES;
+            self.frames.push(next);
+        }
+        (self.frames.len() - 1, start..self.frame().len())
+    }
+
+    /// Returns the frames that hold something.
+    pub fn into_frames(self) -> impl Iterator<Item = ItemsFrame> {
+        self.frames.into_iter().filter(|frame| !frame.is_empty())
     }
 
     fn take_back(&mut self, ranges: &[(usize, Range<usize>)]) {
@@ -283,11 +292,6 @@ fn note_problem(problems: &mut Problems, path: TreePath, error: &io::Error) {
         tracing::warn!("{path}: {reason}; it is left as it is downstream");
         problems.insert(path, reason);
     }
-}
-
-/// Returns how many bytes the extended attributes of an entry may take in a message.
-fn xattr_bytes(opened: &Opened) -> usize {
-    opened.entry.metadata.xattrs.iter().map(|xattr| xattr.value.len() + 300).sum()
 }
 
 /// One job while it is read.
@@ -455,9 +459,6 @@ impl<F: Feed> Reading<'_, F> {
             }
             let last = names.peek().is_none();
             let next = part.last().map(|name| name.to_vec()).unwrap_or_default();
-            if self.batch.frame().len() + bytes > FRAME_BYTES_MAX / 2 {
-                self.batch.frames.push(ItemsFrame::default());
-            }
             self.push(&Item::Names { path: path.clone(), after, names: part, last });
             if last {
                 return;
@@ -531,7 +532,8 @@ impl<F: Feed> Reading<'_, F> {
         content: Content,
         mut links: Vec<TreePath>,
     ) -> io::Result<Vec<TreePath>> {
-        let xattr_bytes = xattr_bytes(opened);
+        let xattrs = &opened.entry.metadata.xattrs;
+        let xattr_bytes: usize = xattrs.iter().map(|xattr| xattr.value.len() + 300).sum();
         if xattr_bytes > XATTRS_BYTES_MAX {
             return Err(rustix::io::Errno::TOOBIG.into());
         }
@@ -541,7 +543,6 @@ impl<F: Feed> Reading<'_, F> {
             bytes <= LINKS_BYTES_MAX
         });
         let rest = links.split_off(fitting.count());
-        self.make_room(xattr_bytes + LINKS_BYTES_MAX + INLINE_BYTES_MAX + PATH_BYTES_MAX);
         self.push(&Item::State {
             path: job.path.clone(),
             entry: opened.entry.clone(),
@@ -555,7 +556,6 @@ impl<F: Feed> Reading<'_, F> {
     /// Appends names of the file at a job's path, one by one.
     fn linked(&mut self, job: &Job, opened: &Opened, links: Vec<TreePath>) {
         for link in links {
-            self.make_room(2 * PATH_BYTES_MAX + xattr_bytes(opened));
             self.push(&Item::State {
                 path: link,
                 entry: opened.entry.clone(),
@@ -563,12 +563,6 @@ impl<F: Feed> Reading<'_, F> {
                 links: vec![job.path.clone()],
                 parent_mtime: None,
             });
-        }
-    }
-
-    fn make_room(&mut self, bytes: usize) {
-        if self.batch.frame().len() + bytes > FRAME_BYTES_MAX {
-            self.batch.frames.push(ItemsFrame::default());
         }
     }
 
@@ -580,6 +574,64 @@ impl<F: Feed> Reading<'_, F> {
     fn read_in(&mut self, path: &TreePath, identity: crate::tree::Identity) {
         if let Some((parent, _)) = path.split_bytes() {
             self.places.push((parent.to_vec(), identity));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Entry, Kind, Metadata, Timestamp, Xattr};
+
+    /// Whatever comes together, no frame is too big, and nothing is lost or out of order.
+    #[test]
+    fn no_frame_exceeds_its_limit() {
+        let path = |bytes: usize| TreePath::new("x/".repeat(bytes / 2) + "x").unwrap();
+        let mut random = fastrand::Rng::with_seed(7);
+        for _ in 0..40 {
+            let (mut batch, mut pushed) = (Batch::default(), Vec::new());
+            for _ in 0..random.usize(1..40) {
+                let length = random.u32(..=INLINE_BYTES_MAX as u32);
+                let value = vec![1; random.usize(..XATTRS_BYTES_MAX)];
+                let item = match random.u8(..4) {
+                    0 => Item::State {
+                        path: path(random.usize(..PATH_BYTES_MAX)),
+                        entry: Entry {
+                            kind: Kind::Regular { size: length.into() },
+                            metadata: Metadata {
+                                mode: 0,
+                                uid: 0,
+                                gid: 0,
+                                mtime: Timestamp::default(),
+                                xattrs: vec![Xattr { name: b"user.x".into(), value }],
+                            },
+                        },
+                        content: Content::Inline { length },
+                        links: vec![path(PATH_BYTES_MAX - 2), path(PATH_BYTES_MAX - 2)],
+                        parent_mtime: None,
+                    },
+                    1 => Item::StageData {
+                        stage: StageId(0),
+                        offset: 0,
+                        length: random.u32(..=CHUNK_BYTES_MAX as u32),
+                    },
+                    2 => Item::Unfinished { path: path(random.usize(..PATH_BYTES_MAX)) },
+                    _ => Item::Answered { id: random.u64(..) },
+                };
+                let (frame, range) = batch.push(&item);
+                assert_eq!((frame, range.end), (batch.frames.len() - 1, batch.frame().len()));
+                let raw = batch.frame().len() + item.raw_bytes();
+                batch.frame().buffer().resize(raw, 7);
+                pushed.push(item);
+            }
+            let mut decoder = crate::wire::FrameDecoder::default();
+            let mut decoded = Vec::new();
+            for frame in batch.into_frames() {
+                decoder.receive(&frame.finish());
+                let (frame, _) = decoder.next_frame().unwrap().unwrap();
+                decoded.extend(frame.items().map(|item| item.unwrap().0));
+            }
+            assert_eq!(decoded, pushed);
         }
     }
 }

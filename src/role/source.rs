@@ -226,7 +226,7 @@ impl<F: Feed> Source<F> {
         }
         let mut batch = Batch::default();
         while let Some(rename) = sender.poll_rename(&self.renames) {
-            batch.frame().push(&rename);
+            batch.push(&rename);
             if batch.frame().len() >= crate::model::limits::FRAME_BYTES_TARGET {
                 // More renames follow: nothing may be read before.
                 let frame = std::mem::take(batch.frame()).finish();
@@ -261,18 +261,12 @@ impl<F: Feed> Source<F> {
         more &= !held && self.feed.is_settled();
         let Some(downstream) = self.downstreams.get_mut(&link) else { return Ok(false) };
         let Downstream { sender, stages, frames, .. } = downstream;
-        let mut ready =
-            batch.use_confirmed(sender, stages, &mut self.feed, held, &changed, &self.renames);
-        if ready.is_empty() {
-            ready.push(Default::default());
-        }
+        batch.use_confirmed(sender, stages, &mut self.feed, held, &changed, &self.renames);
         let clock = self.feed.clock();
-        if let Some(last) = ready.last_mut() {
-            while let Some(item) = sender.poll_through(clock) {
-                last.push(&item);
-            }
+        while let Some(item) = sender.poll_through(clock) {
+            batch.push(&item);
         }
-        for frame in ready.into_iter().filter(|frame| !frame.is_empty()) {
+        for frame in batch.into_frames() {
             let frame = frame.finish();
             sender.handle_sent(frame.len(), true, now);
             frames.push_back(frame);
