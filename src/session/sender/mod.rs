@@ -71,7 +71,11 @@ pub struct Sender {
     /// `sent_bytes` before the last of them.
     digests: (u64, u64),
     acked: (Sequence, Sequence, Sequence),
-    trusted_until: Timestamp,
+    /// Up to this moment of the source's clock, equal size and time mean equal content: as the
+    /// downstream said in its hello, and as far as it acknowledged since.
+    trusted_until: (Timestamp, Timestamp),
+    /// A mark that was sent, and its clock. Others are left out until it is acknowledged.
+    trusts: Option<(Sequence, Timestamp)>,
     last_sent: Instant,
     last_heard: Instant,
 }
@@ -98,7 +102,8 @@ impl Sender {
             handled_bytes: 0,
             digests: (0, 0),
             acked: Default::default(),
-            trusted_until: Timestamp::default(),
+            trusted_until: Default::default(),
+            trusts: None,
             last_sent: now,
             last_heard: now,
         }
@@ -130,17 +135,30 @@ impl Sender {
                 }
                 self.handled_bytes = self.handled_bytes.max(handled_bytes);
                 self.acked = (moved, applied, durable);
+                if let Some((sequence, clock)) = self.trusts
+                    && applied >= sequence
+                {
+                    self.trusted_until.1 = clock;
+                    self.trusts = None;
+                }
                 Ok(None)
             }
             Message::Need { id, path, content, moved } => {
-                if self.walks.len() > NEEDS_MAX * 2 {
+                let mut trusted_until = self.trusted_until.1;
+                if path.is_root() {
+                    // It may stand for more needs than the downstream tells one by one, some
+                    // of which are for content that only looks equal.
+                    trusted_until = self.trusted_until.0;
+                    let answers = &mut self.answers;
+                    self.walks.retain(|(_, walk)| {
+                        answers.extend(walk.need);
+                        walk.need.is_none()
+                    });
+                }
+                if self.walks.len() > NEEDS_MAX * 2 || self.answers.len() > NEEDS_MAX * 16 {
                     return Err(Refusal::Protocol("too many needs at once".into()));
                 }
-                let mode = if content {
-                    Mode::Full
-                } else {
-                    Mode::Compare { trusted_until: self.trusted_until }
-                };
+                let mode = if content { Mode::Full } else { Mode::Compare { trusted_until } };
                 // The path is as of what the downstream had applied; renames that are on their
                 // way to it have moved the entry since.
                 let path = renames
@@ -172,7 +190,7 @@ impl Sender {
             return Err(Refusal::Cycle(hello.node));
         }
         self.hello_done = true;
-        self.trusted_until = hello.trusted_until;
+        self.trusted_until = (hello.trusted_until, hello.trusted_until);
         let floor = source.floor.max(renames.floor());
         let plan = match hello.watermarks {
             Some(marks)
@@ -499,6 +517,10 @@ impl Sender {
             return None;
         }
         self.through_sent = Some(sequence);
+        // Before anything is applied, 0 is acknowledged as well.
+        if self.trusts.is_none() && sequence > Sequence(0) {
+            self.trusts = Some((sequence, clock));
+        }
         // All renames up to here were sent before the states that the mark follows.
         self.moved = self.moved.max(sequence);
         Some(Item::Through { sequence, clock })
@@ -524,7 +546,7 @@ impl Sender {
 
     /// Has the subtree at `path` compared before the walk of the whole tree ends.
     fn mark(&mut self, path: &TreePath) {
-        let mode = Mode::Compare { trusted_until: self.trusted_until };
+        let mode = Mode::Compare { trusted_until: self.trusted_until.1 };
         let is_mark =
             |walk: &Walk| walk.need.is_none() && matches!(walk.mode, Mode::Compare { .. });
         match self.walks.iter_mut().find(|(_, walk)| is_mark(walk)) {
