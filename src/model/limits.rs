@@ -62,6 +62,9 @@ pub const RECORDS_READ_MAX: usize = 1024;
 /// Most paths that a sink asks for one by one before it asks for the whole tree.
 pub const NEEDS_MAX: usize = 4096;
 
+/// Most entries of a source that cannot be read and are tried again from time to time.
+pub const PROBLEMS_MAX: usize = 16_384;
+
 /// Largest extended attribute value, in bytes (`XATTR_SIZE_MAX`).
 pub const XATTR_BYTES_MAX: usize = 64 << 10;
 

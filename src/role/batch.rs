@@ -1,10 +1,11 @@
 //! Reading a batch of jobs into frames: the first half of "read, drain, use".
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
+use super::problems::Problems;
 use super::{Confirmation, Feed, Progress};
 use crate::model::limits::*;
 use crate::model::{Name, RenameIndex, TreePath, What};
@@ -42,9 +43,6 @@ pub(super) struct Batch {
     /// Which jobs brought a file's content.
     has_content: Vec<bool>,
 }
-
-/// Entries that could not be read, with the reason.
-pub(super) type Problems = BTreeMap<TreePath, String>;
 
 impl Batch {
     /// Returns the frame that is filled at present.
@@ -95,9 +93,7 @@ impl Batch {
             let has_content = reading.has_content;
             match outcome {
                 Ok(Some(done)) => {
-                    if !problems.is_empty() {
-                        problems.remove(&path);
-                    }
+                    problems.cure(&path);
                     self.jobs.push(done);
                     self.ranges.push(ranges);
                     self.places.push(places);
@@ -114,7 +110,7 @@ impl Batch {
                     if error.raw_os_error() == Some(rustix::io::Errno::AGAIN.raw_os_error()) {
                         done.confirmed = false; // It came or went this moment: once more.
                     } else {
-                        note_problem(problems, path, &error);
+                        problems.note(path, &error, Instant::now());
                     }
                     self.jobs.push(done);
                     self.ranges.push(ranges);
@@ -165,7 +161,7 @@ impl Batch {
         };
         if let Err(error) = result {
             let path = sender.stage_path(stage).cloned().unwrap_or_default();
-            note_problem(problems, path, &error);
+            problems.note(path, &error, Instant::now());
             self.push(&Item::StageAbort { stage });
             stages.remove(&stage);
             sender.handle_stage_gone(stage);
@@ -281,16 +277,6 @@ impl Batch {
         for (frame, range) in ranges.iter().rev() {
             self.frames[*frame].truncate(range.start);
         }
-    }
-}
-
-/// I8: an error is not a deletion. What cannot be read stays as it is downstream, and is tried
-/// again by and by.
-fn note_problem(problems: &mut Problems, path: TreePath, error: &io::Error) {
-    let reason = error.to_string();
-    if problems.get(&path) != Some(&reason) {
-        tracing::warn!("{path}: {reason}; it is left as it is downstream");
-        problems.insert(path, reason);
     }
 }
 
