@@ -120,7 +120,7 @@ impl Session {
             let records = self.journal[after.0 as usize..].to_vec();
             self.sender.handle_records(records, self.head());
         }
-        self.sender.begin_batch(self.head());
+        self.sender.begin_batch(self.head(), Timestamp::default());
         renames
     }
 
@@ -473,7 +473,7 @@ fn a_rename_during_a_comparison_has_both_ends_compared() {
 fn too_many_needs_become_one_for_everything() {
     let mut state = ReceiverState::new(NodeId(2));
     for number in 0..3 * NEEDS_MAX {
-        state.need(path(&format!("f{number}")), true, None);
+        state.need(path(&format!("f{number}")), true);
         assert!(state.needs().count() <= NEEDS_MAX);
     }
     assert_eq!(state.needs().next(), Some((&TreePath::root(), false)));

@@ -15,6 +15,11 @@ pub const INLINE_BYTES_MAX: usize = 128 << 10;
 /// Most bytes of a staged file in one message, so that small changes are never far behind.
 pub const CHUNK_BYTES_MAX: usize = 256 << 10;
 
+/// Largest file, in bytes, that is compared by a digest, and most bytes of files that a downstream
+/// has to digest before it acknowledged some: neither end may be silent for long meanwhile, also
+/// if its disk reads only some ten megabytes a second.
+pub const DIGEST_BYTES_MAX: u64 = 64 << 20;
+
 /// Most bytes sent and not yet acknowledged as handled, for one downstream.
 pub const WINDOW_BYTES_MAX: u64 = 8 << 20;
 
@@ -56,6 +61,9 @@ pub const RECORDS_READ_MAX: usize = 1024;
 
 /// Most paths that a sink asks for one by one before it asks for the whole tree.
 pub const NEEDS_MAX: usize = 4096;
+
+/// Most entries of a source that cannot be read and are tried again from time to time.
+pub const PROBLEMS_MAX: usize = 16_384;
 
 /// Largest extended attribute value, in bytes (`XATTR_SIZE_MAX`).
 pub const XATTR_BYTES_MAX: usize = 64 << 10;

@@ -2,6 +2,7 @@
 //!
 //! Nothing here touches a file, a socket or a clock.
 
+pub mod digest;
 pub mod entry;
 pub mod limits;
 pub mod path;
@@ -9,6 +10,7 @@ pub mod position;
 pub mod record;
 pub mod renames;
 
+pub use digest::StageDigest;
 pub use entry::{Entry, Kind, Metadata, Timestamp, Xattr};
 pub use path::{Name, PathError, TreePath};
 pub use position::{Epoch, EpochId, NodeId, Position, Sequence, TreeId, Watermarks};

@@ -1,16 +1,18 @@
 //! Reading a batch of jobs into frames: the first half of "read, drain, use".
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
+use super::problems::Problems;
 use super::{Confirmation, Feed, Progress};
 use crate::model::limits::*;
 use crate::model::{Name, RenameIndex, TreePath, What};
 use crate::session::sender::{BatchJob, Travel};
 use crate::session::{Job, Look, Origin, Sender};
 use crate::tree::{Opened, Reader, Seen, StageRead, StageReader};
+use crate::wire::frame::HEADER_BYTES;
 use crate::wire::{Content, Item, ItemsFrame, StageId};
 
 /// Longest time for one batch, so that others get their turn.
@@ -41,9 +43,6 @@ pub(super) struct Batch {
     /// Which jobs brought a file's content.
     has_content: Vec<bool>,
 }
-
-/// Entries that could not be read, with the reason.
-pub(super) type Problems = BTreeMap<TreePath, String>;
 
 impl Batch {
     /// Returns the frame that is filled at present.
@@ -94,9 +93,7 @@ impl Batch {
             let has_content = reading.has_content;
             match outcome {
                 Ok(Some(done)) => {
-                    if !problems.is_empty() {
-                        problems.remove(&path);
-                    }
+                    problems.cure(&path);
                     self.jobs.push(done);
                     self.ranges.push(ranges);
                     self.places.push(places);
@@ -113,7 +110,7 @@ impl Batch {
                     if error.raw_os_error() == Some(rustix::io::Errno::AGAIN.raw_os_error()) {
                         done.confirmed = false; // It came or went this moment: once more.
                     } else {
-                        note_problem(problems, path, &error);
+                        problems.note(path, &error, Instant::now());
                     }
                     self.jobs.push(done);
                     self.ranges.push(ranges);
@@ -148,13 +145,12 @@ impl Batch {
                 file.restart().map(|()| {
                     let size = file.size();
                     let path = sender.stage_path(stage).cloned().unwrap_or_default();
-                    self.frame().push(&Item::StageOpen { stage, size, path });
+                    self.push(&Item::StageOpen { stage, size, path });
                 })
             }
             Ok(StageRead::Data { offset, length }) => {
-                let frame = self.frame();
-                frame.push(&Item::StageData { stage, offset, length: length as u32 });
-                frame.buffer().extend_from_slice(&chunk);
+                self.push(&Item::StageData { stage, offset, length: length as u32 });
+                self.frame().buffer().extend_from_slice(&chunk);
                 Ok(())
             }
             Ok(StageRead::End(_)) => {
@@ -165,25 +161,25 @@ impl Batch {
         };
         if let Err(error) = result {
             let path = sender.stage_path(stage).cloned().unwrap_or_default();
-            note_problem(problems, path, &error);
-            self.frame().push(&Item::StageAbort { stage });
+            problems.note(path, &error, Instant::now());
+            self.push(&Item::StageAbort { stage });
             stages.remove(&stage);
             sender.handle_stage_gone(stage);
         }
         true
     }
 
-    /// Throws away what must not be used, after the feed was drained, and returns the frames.
+    /// Throws away what must not be used, after the feed was drained.
     /// `changed` are the files whose content was found to change by that.
     pub fn use_confirmed(
-        mut self,
+        &mut self,
         sender: &mut Sender,
         stages: &mut HashMap<StageId, StageReader>,
         feed: &mut impl Feed,
         held: bool,
         changed: &HashSet<TreePath>,
         renames: &RenameIndex,
-    ) -> Vec<ItemsFrame> {
+    ) {
         let mut dropped = vec![false; self.jobs.len()];
         for (index, places) in self.places.iter().enumerate() {
             for (path, identity) in places {
@@ -250,38 +246,37 @@ impl Batch {
         }
         for (index, path) in unfinished {
             if verdict[index] && !dropped[index] {
-                self.frame().push(&Item::Unfinished { path });
+                self.push(&Item::Unfinished { path });
             }
         }
         for stage in aborted {
-            self.frame().push(&Item::StageAbort { stage });
+            self.push(&Item::StageAbort { stage });
         }
-        self.frames
     }
 
-    /// Appends an item and returns where it is.
-    fn push(&mut self, item: &Item) -> (usize, Range<usize>) {
+    /// Appends an item and returns where it is. There is room behind it for its raw bytes: what
+    /// does not fit begins a frame.
+    pub fn push(&mut self, item: &Item) -> (usize, Range<usize>) {
         let frame = self.frame();
-        let start = frame.len();
+        let mut start = frame.len();
         frame.push(item);
-        let end = frame.len();
-        (self.frames.len() - 1, start..end)
+        if frame.len() + item.raw_bytes() > FRAME_BYTES_MAX && start > HEADER_BYTES {
+            let next = frame.split_off(start);
+            start = HEADER_BYTES;
+            self.frames.push(next);
+        }
+        (self.frames.len() - 1, start..self.frame().len())
+    }
+
+    /// Returns the frames that hold something.
+    pub fn into_frames(self) -> impl Iterator<Item = ItemsFrame> {
+        self.frames.into_iter().filter(|frame| !frame.is_empty())
     }
 
     fn take_back(&mut self, ranges: &[(usize, Range<usize>)]) {
         for (frame, range) in ranges.iter().rev() {
             self.frames[*frame].truncate(range.start);
         }
-    }
-}
-
-/// I8: an error is not a deletion. What cannot be read stays as it is downstream, and is tried
-/// again by and by.
-fn note_problem(problems: &mut Problems, path: TreePath, error: &io::Error) {
-    let reason = error.to_string();
-    if problems.get(&path) != Some(&reason) {
-        tracing::warn!("{path}: {reason}; it is left as it is downstream");
-        problems.insert(path, reason);
     }
 }
 
@@ -398,7 +393,8 @@ impl<F: Feed> Reading<'_, F> {
         last_attempt: bool,
     ) -> io::Result<bool> {
         let crate::model::Kind::Regular { size } = opened.entry.kind else { return Ok(true) };
-        self.state(job, opened, Content::Inline { length: size as u32 }, links.to_vec())?;
+        let content = Content::Inline { length: size as u32 };
+        let rest = self.state_with(job, opened, content, links.to_vec())?;
         let index = self.batch.frames.len() - 1;
         let unchanged = opened.read_whole(self.batch.frames[index].buffer())?;
         let (_, range) = self.ranges.last_mut().expect("the state was just pushed");
@@ -408,6 +404,7 @@ impl<F: Feed> Reading<'_, F> {
             self.batch.frames[index].truncate(range.start);
             return Ok(false);
         }
+        self.linked(job, opened, rest);
         Ok(true)
     }
 
@@ -448,9 +445,6 @@ impl<F: Feed> Reading<'_, F> {
             }
             let last = names.peek().is_none();
             let next = part.last().map(|name| name.to_vec()).unwrap_or_default();
-            if self.batch.frame().len() + bytes > FRAME_BYTES_MAX / 2 {
-                self.batch.frames.push(ItemsFrame::default());
-            }
             self.push(&Item::Names { path: path.clone(), after, names: part, last });
             if last {
                 return;
@@ -491,6 +485,7 @@ impl<F: Feed> Reading<'_, F> {
         };
         let mut opened = opened;
         opened.entry.kind = crate::model::Kind::Regular { size };
+        let links = self.sender.commit_links(opened.identity, links);
         self.has_content = true;
         self.state(&job, &opened, Content::Staged { stage, digest }, links.clone())?;
         Ok(BatchJob { links, ..BatchJob::done(job) })
@@ -507,21 +502,33 @@ impl<F: Feed> Reading<'_, F> {
         job: &Job,
         opened: &Opened,
         content: Content,
-        mut links: Vec<TreePath>,
+        links: Vec<TreePath>,
     ) -> io::Result<()> {
+        let rest = self.state_with(job, opened, content, links)?;
+        self.linked(job, opened, rest);
+        Ok(())
+    }
+
+    /// Appends a state with as many of its other names as it holds, and returns the rest of
+    /// them, which must follow it and its content by [`Reading::linked`].
+    fn state_with(
+        &mut self,
+        job: &Job,
+        opened: &Opened,
+        content: Content,
+        mut links: Vec<TreePath>,
+    ) -> io::Result<Vec<TreePath>> {
         let xattrs = &opened.entry.metadata.xattrs;
         let xattr_bytes: usize = xattrs.iter().map(|xattr| xattr.value.len() + 300).sum();
         if xattr_bytes > XATTRS_BYTES_MAX {
             return Err(rustix::io::Errno::TOOBIG.into());
         }
-        // More names than a frame holds follow one by one.
         let mut bytes = 0;
         let fitting = links.iter().take_while(|link| {
             bytes += link.as_bytes().len() + 3;
             bytes <= LINKS_BYTES_MAX
         });
         let rest = links.split_off(fitting.count());
-        self.make_room(xattr_bytes + LINKS_BYTES_MAX + INLINE_BYTES_MAX + PATH_BYTES_MAX);
         self.push(&Item::State {
             path: job.path.clone(),
             entry: opened.entry.clone(),
@@ -529,11 +536,12 @@ impl<F: Feed> Reading<'_, F> {
             links,
             parent_mtime: opened.holder.map(|holder| holder.mtime),
         });
-        if matches!(content, Content::Inline { .. }) {
-            return Ok(());
-        }
-        for link in rest {
-            self.make_room(2 * PATH_BYTES_MAX + xattr_bytes);
+        Ok(rest)
+    }
+
+    /// Appends names of the file at a job's path, one by one.
+    fn linked(&mut self, job: &Job, opened: &Opened, links: Vec<TreePath>) {
+        for link in links {
             self.push(&Item::State {
                 path: link,
                 entry: opened.entry.clone(),
@@ -541,13 +549,6 @@ impl<F: Feed> Reading<'_, F> {
                 links: vec![job.path.clone()],
                 parent_mtime: None,
             });
-        }
-        Ok(())
-    }
-
-    fn make_room(&mut self, bytes: usize) {
-        if self.batch.frame().len() + bytes > FRAME_BYTES_MAX {
-            self.batch.frames.push(ItemsFrame::default());
         }
     }
 
@@ -559,6 +560,64 @@ impl<F: Feed> Reading<'_, F> {
     fn read_in(&mut self, path: &TreePath, identity: crate::tree::Identity) {
         if let Some((parent, _)) = path.split_bytes() {
             self.places.push((parent.to_vec(), identity));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Entry, Kind, Metadata, Timestamp, Xattr};
+
+    /// Whatever comes together, no frame is too big, and nothing is lost or out of order.
+    #[test]
+    fn no_frame_exceeds_its_limit() {
+        let path = |bytes: usize| TreePath::new("x/".repeat(bytes / 2) + "x").unwrap();
+        let mut random = fastrand::Rng::with_seed(7);
+        for _ in 0..40 {
+            let (mut batch, mut pushed) = (Batch::default(), Vec::new());
+            for _ in 0..random.usize(1..40) {
+                let length = random.u32(..=INLINE_BYTES_MAX as u32);
+                let value = vec![1; random.usize(..XATTRS_BYTES_MAX)];
+                let item = match random.u8(..4) {
+                    0 => Item::State {
+                        path: path(random.usize(..PATH_BYTES_MAX)),
+                        entry: Entry {
+                            kind: Kind::Regular { size: length.into() },
+                            metadata: Metadata {
+                                mode: 0,
+                                uid: 0,
+                                gid: 0,
+                                mtime: Timestamp::default(),
+                                xattrs: vec![Xattr { name: b"user.x".into(), value }],
+                            },
+                        },
+                        content: Content::Inline { length },
+                        links: vec![path(PATH_BYTES_MAX - 2), path(PATH_BYTES_MAX - 2)],
+                        parent_mtime: None,
+                    },
+                    1 => Item::StageData {
+                        stage: StageId(0),
+                        offset: 0,
+                        length: random.u32(..=CHUNK_BYTES_MAX as u32),
+                    },
+                    2 => Item::Unfinished { path: path(random.usize(..PATH_BYTES_MAX)) },
+                    _ => Item::Answered { id: random.u64(..) },
+                };
+                let (frame, range) = batch.push(&item);
+                assert_eq!((frame, range.end), (batch.frames.len() - 1, batch.frame().len()));
+                let raw = batch.frame().len() + item.raw_bytes();
+                batch.frame().buffer().resize(raw, 7);
+                pushed.push(item);
+            }
+            let mut decoder = crate::wire::FrameDecoder::default();
+            let mut decoded = Vec::new();
+            for frame in batch.into_frames() {
+                decoder.receive(&frame.finish());
+                let (frame, _) = decoder.next_frame().unwrap().unwrap();
+                decoded.extend(frame.items().map(|item| item.unwrap().0));
+            }
+            assert_eq!(decoded, pushed);
         }
     }
 }

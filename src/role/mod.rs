@@ -8,6 +8,7 @@ mod checkpointer;
 pub mod feed;
 pub mod identity;
 pub mod options;
+mod problems;
 mod sink;
 mod source;
 

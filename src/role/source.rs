@@ -5,9 +5,10 @@ use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use super::batch::{Batch, Problems};
+use super::batch::Batch;
 use super::identity::SourceIdentity;
 use super::options::SourceOptions;
+use super::problems::Problems;
 use super::{Feed, FeedEvent, LinkError, LinkId, Role, RoleError};
 use crate::journal::{Cursor, Journal, JournalError, ReadError};
 use crate::model::limits::{HEARTBEAT_MS, RECORDS_READ_MAX};
@@ -17,8 +18,8 @@ use crate::tree::{Reader, Root, StageReader};
 use crate::watch::{Watch, WatchOptions, wall_clock};
 use crate::wire::{Frame, FrameKind, Message, Refusal, StageId, encode_message};
 
-/// Time between two attempts at what could not be read, and at a journal without room.
-const RETRY: Duration = Duration::from_secs(5);
+/// Time between two attempts while nothing may be sent.
+const RETRY: Duration = Duration::from_millis(500);
 
 /// Bytes of records at which they are written before more are taken up.
 const BUFFERED_BYTES_MAX: usize = 1 << 20;
@@ -37,7 +38,6 @@ pub struct Source<F> {
     epoch: Epoch,
     downstreams: BTreeMap<LinkId, Downstream>,
     problems: Problems,
-    retry_at: Option<Instant>,
     /// Whether records came in that the loop has not offered to every downstream yet.
     has_news: bool,
     /// The files whose content changes, while that is noted.
@@ -112,8 +112,7 @@ impl<F: Feed> Source<F> {
             identity,
             epoch,
             downstreams: BTreeMap::new(),
-            problems: Problems::new(),
-            retry_at: None,
+            problems: Problems::default(),
             has_news: false,
             changed: None,
             reset: None,
@@ -144,7 +143,7 @@ impl<F: Feed> Source<F> {
             if self.held.is_none() {
                 tracing::error!("{reason}; nothing is sent until then");
             }
-            self.held_until = now + Duration::from_millis(500);
+            self.held_until = now + RETRY;
         } else {
             if self.held.is_some() {
                 tracing::info!("{}: going on", self.path.display());
@@ -177,6 +176,7 @@ impl<F: Feed> Source<F> {
                 Some(FeedEvent::Record(record)) => {
                     self.has_news |= self.downstreams.len() > 1;
                     self.renames.push(record.sequence, &record.change);
+                    self.problems.translate(&record.change);
                     self.journal.append(&record);
                     if let (Some(changed), Change::Dirty { path, what }) =
                         (&mut self.changed, record.change)
@@ -227,7 +227,7 @@ impl<F: Feed> Source<F> {
         }
         let mut batch = Batch::default();
         while let Some(rename) = sender.poll_rename(&self.renames) {
-            batch.frame().push(&rename);
+            batch.push(&rename);
             if batch.frame().len() >= crate::model::limits::FRAME_BYTES_TARGET {
                 // More renames follow: nothing may be read before.
                 let frame = std::mem::take(batch.frame()).finish();
@@ -239,7 +239,7 @@ impl<F: Feed> Source<F> {
         if let Some(after) = sender.wants_records(state.head) {
             take_records(&self.journal, cursor, sender, after, state.head)?;
         }
-        sender.begin_batch(state.head);
+        sender.begin_batch(state.head, state.clock);
         batch.read(
             sender,
             stages,
@@ -255,25 +255,16 @@ impl<F: Feed> Source<F> {
             self.drain(now);
         }
         let changed = self.changed.take().unwrap_or_default();
-        if !self.problems.is_empty() && self.retry_at.is_none() {
-            self.retry_at = Some(now + RETRY);
-        }
         let held = self.held.is_some();
         more &= !held && self.feed.is_settled();
         let Some(downstream) = self.downstreams.get_mut(&link) else { return Ok(false) };
         let Downstream { sender, stages, frames, .. } = downstream;
-        let mut ready =
-            batch.use_confirmed(sender, stages, &mut self.feed, held, &changed, &self.renames);
-        if ready.is_empty() {
-            ready.push(Default::default());
-        }
+        batch.use_confirmed(sender, stages, &mut self.feed, held, &changed, &self.renames);
         let clock = self.feed.clock();
-        if let Some(last) = ready.last_mut() {
-            while let Some(item) = sender.poll_through(clock) {
-                last.push(&item);
-            }
+        while let Some(item) = sender.poll_through(clock) {
+            batch.push(&item);
         }
-        for frame in ready.into_iter().filter(|frame| !frame.is_empty()) {
+        for frame in batch.into_frames() {
             let frame = frame.finish();
             sender.handle_sent(frame.len(), true, now);
             frames.push_back(frame);
@@ -385,8 +376,8 @@ impl<F: Feed> Role for Source<F> {
         if self.held.is_some() {
             at(self.held_until);
         }
-        if let Some(retry_at) = self.retry_at {
-            at(retry_at);
+        if let Some(due) = self.problems.next_due() {
+            at(due);
         }
         for downstream in self.downstreams.values() {
             if downstream.hello.is_some() {
@@ -399,11 +390,8 @@ impl<F: Feed> Role for Source<F> {
     }
 
     fn handle_timeout(&mut self, now: Instant) -> Result<(), RoleError> {
-        if self.retry_at.is_some_and(|at| now >= at) {
-            for path in self.problems.keys() {
-                self.feed.mark(path);
-            }
-            self.retry_at = (!self.problems.is_empty()).then_some(now + RETRY);
+        for path in self.problems.due(now) {
+            self.feed.mark(&path);
         }
         self.has_news = false;
         self.drain(now);

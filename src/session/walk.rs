@@ -96,6 +96,11 @@ impl Walk {
         }
     }
 
+    /// Returns whether a name of the file was visited, so that others are sent as names of it.
+    pub fn has_name_of(&self, identity: Identity) -> bool {
+        self.first_names.contains_key(&identity)
+    }
+
     /// Follows a rename in everything that is to be visited.
     pub fn translate(&mut self, change: &Change) {
         let moved = |path: &TreePath| change.translate(path);

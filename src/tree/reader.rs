@@ -12,7 +12,7 @@ use rustix::io::Errno;
 use super::metadata::{entry_kind, read_xattrs, read_xattrs_at, timestamp};
 use super::root::{Identity, Root, open_beneath, stat_at, stat_fd};
 use crate::model::path::check_name;
-use crate::model::{Entry, Kind, Metadata, Name, Timestamp, TreePath};
+use crate::model::{Entry, Kind, Metadata, Name, StageDigest, Timestamp, TreePath};
 
 /// Reads states below one root.
 #[derive(Debug)]
@@ -302,7 +302,7 @@ impl Opened {
     /// Takes the open file for staging.
     pub fn into_stage(self) -> io::Result<StageReader> {
         let file = self.file.ok_or(Errno::BADF)?;
-        Ok(StageReader { file, stamp: self.stamp, offset: 0, hasher: blake3::Hasher::new() })
+        Ok(StageReader { file, stamp: self.stamp, offset: 0, digest: StageDigest::default() })
     }
 }
 
@@ -312,7 +312,7 @@ pub struct StageReader {
     file: OwnedFd,
     stamp: Stamp,
     offset: u64,
-    hasher: blake3::Hasher,
+    digest: StageDigest,
 }
 
 /// What the next step of a [`StageReader`] brought.
@@ -325,7 +325,7 @@ pub enum StageRead {
         /// Bytes appended to the buffer.
         length: usize,
     },
-    /// All was read, with this digest.
+    /// All was read; the [`StageDigest`] of it.
     End([u8; 32]),
 }
 
@@ -349,10 +349,9 @@ impl StageReader {
             Err(Errno::INVAL) => self.offset, // A file system without holes.
             Err(error) => return Err(error.into()),
         };
-        update_zeros(&mut self.hasher, data - self.offset);
         self.offset = data;
         if data >= end {
-            return Ok(StageRead::End(self.hasher.finalize().into()));
+            return Ok(StageRead::End(self.digest.finish(end)));
         }
         let hole = match rustix::fs::seek(&self.file, SeekFrom::Hole(data)) {
             Ok(hole) => hole.min(end),
@@ -372,7 +371,7 @@ impl StageReader {
                 Err(error) => return Err(error.into()),
             }
         }
-        self.hasher.update(&buffer[start..]);
+        self.digest.update(data, &buffer[start..]);
         self.offset = data + length as u64;
         Ok(StageRead::Data { offset: data, length })
     }
@@ -381,7 +380,7 @@ impl StageReader {
     pub fn restart(&mut self) -> io::Result<()> {
         self.stamp = Stamp::of(&stat_fd(&self.file)?);
         self.offset = 0;
-        self.hasher = blake3::Hasher::new();
+        self.digest = StageDigest::default();
         Ok(())
     }
 
@@ -425,17 +424,6 @@ pub fn list_inodes(
         }
     }
     Ok(())
-}
-
-/// Feeds `count` zeros to a hasher.
-pub fn update_zeros(hasher: &mut blake3::Hasher, count: u64) {
-    static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
-    let mut rest = count;
-    while rest > 0 {
-        let length = rest.min(ZEROS.len() as u64);
-        hasher.update(&ZEROS[..length as usize]);
-        rest -= length;
-    }
 }
 
 /// Returns whether an error says that nothing is there.

@@ -174,6 +174,15 @@ impl ItemsFrame {
         self.bytes.truncate(len);
     }
 
+    /// Takes everything from `len` on into a frame of its own.
+    pub fn split_off(&mut self, len: usize) -> ItemsFrame {
+        assert!(len >= HEADER_BYTES);
+        let mut frame = ItemsFrame::default();
+        frame.bytes.extend_from_slice(&self.bytes[len..]);
+        self.bytes.truncate(len);
+        frame
+    }
+
     /// Takes out `ranges`, which are rising and do not overlap.
     pub fn remove(&mut self, ranges: &[Range<usize>]) {
         for range in ranges.iter().rev() {

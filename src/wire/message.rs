@@ -240,7 +240,7 @@ pub enum Content {
     Staged {
         /// Which stage.
         stage: StageId,
-        /// BLAKE3 of the whole file, holes as zeros.
+        /// The [`StageDigest`](crate::model::StageDigest) of its chunks.
         digest: [u8; 32],
     },
     /// The file is another name of the first of `links`.

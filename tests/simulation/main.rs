@@ -105,7 +105,7 @@ impl World {
             let through = self.origin.head();
             link.sender.handle_records(records, through);
         }
-        link.sender.begin_batch(state.head);
+        link.sender.begin_batch(state.head, state.clock);
         let (mut jobs, mut ranges) = (Vec::new(), Vec::new());
         for _ in 0..self.random.usize(1..6) {
             let Some(job) = link.sender.next_job(&self.origin.renames) else { break };

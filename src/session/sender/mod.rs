@@ -60,13 +60,22 @@ pub struct Sender {
     sent: HashMap<TreePath, (Sequence, What)>,
     /// The journal's head when the present batch began.
     batch_head: Sequence,
+    /// The source's clock at the same time.
+    batch_clock: Timestamp,
     /// The last mark sent; `None` while the downstream has no position.
     through_sent: Option<Sequence>,
     answers: VecDeque<u64>,
     sent_bytes: u64,
     handled_bytes: u64,
+    /// Bytes of files that the downstream has to digest, as far as it may not have done so, and
+    /// `sent_bytes` before the last of them.
+    digests: (u64, u64),
     acked: (Sequence, Sequence, Sequence),
-    trusted_until: Timestamp,
+    /// Up to this moment of the source's clock, equal size and time mean equal content: as the
+    /// downstream said in its hello, and as far as it acknowledged since.
+    trusted_until: (Timestamp, Timestamp),
+    /// A mark that was sent, and its clock. Others are left out until it is acknowledged.
+    trusts: Option<(Sequence, Timestamp)>,
     last_sent: Instant,
     last_heard: Instant,
 }
@@ -86,12 +95,15 @@ impl Sender {
             deferred: VecDeque::new(),
             sent: HashMap::new(),
             batch_head: Sequence(0),
+            batch_clock: Timestamp::default(),
             through_sent: None,
             answers: VecDeque::new(),
             sent_bytes: 0,
             handled_bytes: 0,
+            digests: (0, 0),
             acked: Default::default(),
-            trusted_until: Timestamp::default(),
+            trusted_until: Default::default(),
+            trusts: None,
             last_sent: now,
             last_heard: now,
         }
@@ -123,17 +135,30 @@ impl Sender {
                 }
                 self.handled_bytes = self.handled_bytes.max(handled_bytes);
                 self.acked = (moved, applied, durable);
+                if let Some((sequence, clock)) = self.trusts
+                    && applied >= sequence
+                {
+                    self.trusted_until.1 = clock;
+                    self.trusts = None;
+                }
                 Ok(None)
             }
             Message::Need { id, path, content, moved } => {
-                if self.walks.len() > NEEDS_MAX * 2 {
+                let mut trusted_until = self.trusted_until.1;
+                if path.is_root() {
+                    // It may stand for more needs than the downstream tells one by one, some
+                    // of which are for content that only looks equal.
+                    trusted_until = self.trusted_until.0;
+                    let answers = &mut self.answers;
+                    self.walks.retain(|(_, walk)| {
+                        answers.extend(walk.need);
+                        walk.need.is_none()
+                    });
+                }
+                if self.walks.len() > NEEDS_MAX * 2 || self.answers.len() > NEEDS_MAX * 16 {
                     return Err(Refusal::Protocol("too many needs at once".into()));
                 }
-                let mode = if content {
-                    Mode::Full
-                } else {
-                    Mode::Compare { trusted_until: self.trusted_until }
-                };
+                let mode = if content { Mode::Full } else { Mode::Compare { trusted_until } };
                 // The path is as of what the downstream had applied; renames that are on their
                 // way to it have moved the entry since.
                 let path = renames
@@ -165,7 +190,7 @@ impl Sender {
             return Err(Refusal::Cycle(hello.node));
         }
         self.hello_done = true;
-        self.trusted_until = hello.trusted_until;
+        self.trusted_until = (hello.trusted_until, hello.trusted_until);
         let floor = source.floor.max(renames.floor());
         let plan = match hello.watermarks {
             Some(marks)
@@ -217,9 +242,7 @@ impl Sender {
         self.moved = sequence;
         self.sent.clear();
         for transfer in &mut self.transfers {
-            if let Some(path) = change.translate(&transfer.path) {
-                transfer.path = path;
-            }
+            transfer.translate(change);
         }
         for job in &mut self.deferred {
             if let Some(path) = change.translate(&job.path) {
@@ -265,9 +288,13 @@ impl Sender {
         self.read_through = through;
     }
 
-    /// Begins a batch of jobs: the watch is drained and the journal's last record is `head`.
-    pub fn begin_batch(&mut self, head: Sequence) {
-        self.batch_head = head;
+    /// Begins a batch of jobs: the watch was drained at `clock` and the journal's last record is
+    /// `head`.
+    pub fn begin_batch(&mut self, head: Sequence, clock: Timestamp) {
+        (self.batch_head, self.batch_clock) = (head, clock);
+        if self.handled_bytes > self.digests.1 || self.in_flight_bytes() == 0 {
+            self.digests.0 = 0;
+        }
     }
 
     /// Returns the next path to read.
@@ -313,9 +340,10 @@ impl Sender {
         }
         // A comparison's answers come back as needs: few are let out at once, so that their
         // number stays bounded.
-        let in_flight = self.in_flight_bytes();
+        let waits =
+            self.in_flight_bytes() > COMPARE_BYTES_MAX || self.digests.0 >= DIGEST_BYTES_MAX;
         for (number, walk) in &mut self.walks {
-            if matches!(walk.mode, Mode::Compare { .. }) && in_flight > COMPARE_BYTES_MAX {
+            if matches!(walk.mode, Mode::Compare { .. }) && waits {
                 continue;
             }
             if let Some(path) = walk.pop() {
@@ -331,7 +359,7 @@ impl Sender {
             return Travel::As(Content::Keep, Vec::new());
         }
         let is_regular = matches!(look.entry.kind, Kind::Regular { .. });
-        if is_regular && self.absorb(job) {
+        if is_regular && self.absorb(job, look) {
             return Travel::Absorbed;
         }
         let mut links = look.links.to_vec();
@@ -346,12 +374,17 @@ impl Sender {
                     links.clear(); // The others follow, each when the walk comes to it.
                 }
             }
-            if let (Mode::Compare { trusted_until }, true) = (walk.mode, is_regular) {
-                return if look.ctime >= trusted_until.earlier_by_seconds(2) {
-                    Travel::Digest(links)
-                } else {
-                    Travel::As(Content::Compare { digest: None }, links)
-                };
+            if let (Mode::Compare { trusted_until }, Kind::Regular { size }) =
+                (walk.mode, &look.entry.kind)
+            {
+                if look.ctime < trusted_until.earlier_by_seconds(2) {
+                    return Travel::As(Content::Compare { digest: None }, links);
+                }
+                if *size > DIGEST_BYTES_MAX {
+                    return self.stage(job, look);
+                }
+                self.digests = (self.digests.0 + size, self.sent_bytes);
+                return Travel::Digest(links);
             }
         }
         let Kind::Regular { size } = look.entry.kind else {
@@ -368,7 +401,7 @@ impl Sender {
         if size <= INLINE_BYTES_MAX as u64 && !look.has_holes {
             return Travel::Inline(links);
         }
-        self.stage(job)
+        self.stage(job, look)
     }
 
     /// Has the children of a directory visited that a walk came to, right behind it and in this
@@ -412,24 +445,22 @@ impl Sender {
                 again.push(job);
                 continue;
             }
-            if lags && done && self.sent.len() < SENT_PATHS_MAX {
-                for link in links {
-                    self.sent.insert(link, (self.batch_head, What::CONTENT));
-                }
-                self.sent.insert(job.path.clone(), (self.batch_head, job.what));
-            }
             match job.origin {
                 Origin::Walk(number) => {
                     let Some((_, walk)) = self.walks.iter_mut().find(|(walk, _)| *walk == number)
                     else {
                         continue;
                     };
-                    if done {
-                        walk.in_hand -= 1;
-                    }
+                    walk.in_hand -= 1;
                 }
-                Origin::Commit(stage) if done => self.end_transfer(stage),
+                Origin::Commit(stage) if done => self.end_transfer(stage, &links),
                 Origin::Commit(_) | Origin::Journal(_) | Origin::Again(_) => {}
+            }
+            if lags && done && self.sent.len() < SENT_PATHS_MAX {
+                for link in links {
+                    self.sent.insert(link, (self.batch_head, What::CONTENT));
+                }
+                self.sent.insert(job.path, (self.batch_head, job.what));
             }
         }
         self.put_back(again);
@@ -486,6 +517,10 @@ impl Sender {
             return None;
         }
         self.through_sent = Some(sequence);
+        // Before anything is applied, 0 is acknowledged as well.
+        if self.trusts.is_none() && sequence > Sequence(0) {
+            self.trusts = Some((sequence, clock));
+        }
         // All renames up to here were sent before the states that the mark follows.
         self.moved = self.moved.max(sequence);
         Some(Item::Through { sequence, clock })
@@ -511,7 +546,7 @@ impl Sender {
 
     /// Has the subtree at `path` compared before the walk of the whole tree ends.
     fn mark(&mut self, path: &TreePath) {
-        let mode = Mode::Compare { trusted_until: self.trusted_until };
+        let mode = Mode::Compare { trusted_until: self.trusted_until.1 };
         let is_mark =
             |walk: &Walk| walk.need.is_none() && matches!(walk.mode, Mode::Compare { .. });
         match self.walks.iter_mut().find(|(_, walk)| is_mark(walk)) {

@@ -1,8 +1,12 @@
 //! Big files on their way: chunk by chunk into a stage, then put in place by a commit.
 
-use super::{Job, Origin, Sender, Travel};
+use std::collections::{HashSet, VecDeque};
+
+use super::super::walk::Walk;
+use super::{Job, Look, Origin, Sender, Travel};
 use crate::model::limits::*;
-use crate::model::{Sequence, TreePath, What};
+use crate::model::{Change, Sequence, Timestamp, TreePath, What};
+use crate::tree::Identity;
 use crate::wire::StageId;
 
 /// A big file on its way.
@@ -11,13 +15,31 @@ pub(super) struct Transfer {
     pub(super) stage: StageId,
     /// Where its file is now.
     pub(super) path: TreePath,
-    /// Its record's number: nothing at or above is through before it is in place.
+    identity: Identity,
+    /// Its time of change, if any later change gives it another one.
+    ctime: Option<Timestamp>,
+    /// The first of the records that wait for it: nothing at or above is through before it is
+    /// in place.
     pub(super) sequence: Option<Sequence>,
-    pub(super) walk: Option<u64>,
+    /// The names that the commit must cover, or they are read again: for a record, or for a
+    /// walk, which has them in hand.
+    waiting: HashSet<(TreePath, Option<u64>)>,
     pub(super) phase: TransferPhase,
-    pub(super) attempts: u32,
+    /// Whether some of it was read.
+    begun: bool,
+    attempts: u32,
     /// Whether the file must be sent once more when this is over.
-    pub(super) again: bool,
+    again: bool,
+}
+
+impl Transfer {
+    /// Follows a rename.
+    pub(super) fn translate(&mut self, change: &Change) {
+        let moved = |path: TreePath| change.translate(&path).unwrap_or(path);
+        self.path = moved(std::mem::take(&mut self.path));
+        let waiting = std::mem::take(&mut self.waiting);
+        self.waiting = waiting.into_iter().map(|(path, walk)| (moved(path), walk)).collect();
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,46 +51,78 @@ pub(super) enum TransferPhase {
 }
 
 impl Sender {
-    /// Returns whether the file at a job's path is on its way: its commit sends what is there
-    /// then, or has it sent once more, and so covers the job.
-    pub(super) fn absorb(&mut self, job: &Job) -> bool {
-        let through = self.through_sent.unwrap_or_default();
-        let Some(transfer) = self.transfers.iter_mut().find(|known| known.path == job.path) else {
-            return false;
+    /// Returns whether the file at a job's path is on its way, by this name or another one: its
+    /// commit sends what is there then, with all names, or has it sent once more, and so covers
+    /// the job.
+    pub(super) fn absorb(&mut self, job: &Job, look: &Look<'_>) -> bool {
+        let is_it = |known: &&mut Transfer| {
+            known.path == job.path || look.is_linked && known.identity == look.identity
         };
-        let sequence = match &job.origin {
-            Origin::Journal(record) => Some(record.sequence),
-            Origin::Again(sequence) => Some(*sequence),
-            // The walk must not end before; one that waits already holds all marks back.
-            Origin::Walk(_) | Origin::Commit(_) => transfer.walk.is_none().then(|| through.next()),
-        };
-        transfer.sequence = transfer.sequence.into_iter().chain(sequence).min();
+        let Some(transfer) = self.transfers.iter_mut().find(is_it) else { return false };
+        // Whether what was read of it is from before the record or after it, only a time of
+        // change tells, and that only if it was in the past already.
+        let is_same = (transfer.identity, transfer.ctime) == (look.identity, Some(look.ctime));
+        if matches!(job.origin, Origin::Journal(_))
+            && job.what.covers(What::CONTENT)
+            && transfer.begun
+            && !is_same
+        {
+            transfer.again = true;
+        }
+        Self::wait_for(transfer, &mut self.walks, job);
         true
     }
 
-    /// Makes a stage for a big file, unless it is on its way already.
-    pub(super) fn stage(&mut self, job: &Job) -> Travel {
+    /// Has a job wait for the end of a transfer.
+    fn wait_for(transfer: &mut Transfer, walks: &mut VecDeque<(u64, Walk)>, job: &Job) {
+        let (sequence, walk) = match &job.origin {
+            Origin::Journal(record) => (Some(record.sequence), None),
+            Origin::Again(sequence) => (Some(*sequence), None),
+            Origin::Walk(number) => (None, Some(*number)),
+            Origin::Commit(_) => return,
+        };
+        transfer.sequence = transfer.sequence.into_iter().chain(sequence).min();
+        if transfer.waiting.insert((job.path.clone(), walk))
+            && let Some((_, walk)) = walks.iter_mut().find(|(number, _)| Some(*number) == walk)
+        {
+            walk.in_hand += 1;
+        }
+    }
+
+    /// Makes a stage for a big file.
+    pub(super) fn stage(&mut self, job: &Job, look: &Look<'_>) -> Travel {
         if self.transfers.len() >= TRANSFERS_MAX {
             return Travel::Later;
         }
         let stage = StageId(self.stage_next);
         self.stage_next += 1;
-        let (sequence, walk) = match &job.origin {
-            Origin::Journal(record) => (Some(record.sequence), None),
-            Origin::Walk(number) => (None, Some(*number)),
-            Origin::Again(sequence) => (Some(*sequence), None),
-            Origin::Commit(_) => (None, None),
-        };
-        self.transfers.push(Transfer {
+        let mut transfer = Transfer {
             stage,
             path: job.path.clone(),
-            sequence,
-            walk,
+            identity: look.identity,
+            // A change from the batch's beginning on has at least this time.
+            ctime: (look.ctime < self.batch_clock).then_some(look.ctime),
+            sequence: None,
+            waiting: HashSet::new(),
             phase: TransferPhase::Reading,
+            begun: false,
             attempts: 0,
             again: false,
-        });
+        };
+        Self::wait_for(&mut transfer, &mut self.walks, job);
+        self.transfers.push(transfer);
         Travel::Stage(stage)
+    }
+
+    /// Returns which of a staged file's other names its commit should send: not those that a
+    /// walk of the whole tree comes to later, and then sends as names of the same file.
+    pub fn commit_links(&self, identity: Identity, mut links: Vec<TreePath>) -> Vec<TreePath> {
+        for (_, walk) in self.walks.iter().filter(|(_, walk)| walk.need.is_none()) {
+            if walk.has_name_of(identity) {
+                links.retain(|link| !walk.will_visit(link));
+            }
+        }
+        links
     }
 
     /// Returns the staged file whose next bytes should go out, if it is a chunk's turn.
@@ -79,7 +133,8 @@ impl Sender {
         let reading = |transfer: &&Transfer| transfer.phase == TransferPhase::Reading;
         // Several big files take turns as well.
         let index = self.transfers.iter().position(|transfer| reading(&transfer))?;
-        let transfer = self.transfers.remove(index);
+        let mut transfer = self.transfers.remove(index);
+        transfer.begun = true;
         let stage = transfer.stage;
         self.transfers.push(transfer);
         Some(stage)
@@ -100,9 +155,9 @@ impl Sender {
         let anew = transfer.attempts < TRANSFER_ATTEMPTS_MAX;
         if anew {
             transfer.phase = TransferPhase::Reading;
-        } else {
-            transfer.again = true;
+            (transfer.begun, transfer.ctime) = (false, None);
         }
+        transfer.again = !anew;
         anew
     }
 
@@ -116,7 +171,7 @@ impl Sender {
 
     /// Says that a staged file is gone, or cannot be read: it ends without being put in place.
     pub fn handle_stage_gone(&mut self, stage: StageId) {
-        self.end_transfer(stage);
+        self.end_transfer(stage, &[]);
         self.collect_answers();
     }
 
@@ -129,22 +184,28 @@ impl Sender {
         self.transfers.iter_mut().find(|transfer| transfer.stage == stage)
     }
 
-    pub(super) fn end_transfer(&mut self, stage: StageId) {
+    /// Ends a transfer that has sent `links` as the other names of its file.
+    pub(super) fn end_transfer(&mut self, stage: StageId, links: &[TreePath]) {
         let Some(index) = self.transfers.iter().position(|transfer| transfer.stage == stage) else {
             return;
         };
-        let transfer = self.transfers.remove(index);
-        if let Some(number) = transfer.walk
-            && let Some((_, walk)) = self.walks.iter_mut().find(|(walk, _)| *walk == number)
-        {
-            walk.in_hand -= 1;
-            if transfer.again {
-                walk.push(transfer.path.clone());
+        let Transfer { path: own, sequence, waiting, again, .. } = self.transfers.remove(index);
+        let links: HashSet<&TreePath> = links.iter().chain([&own]).collect();
+        for (path, walk) in waiting {
+            let comes_again = again || !links.contains(&path);
+            if let Some(number) = walk {
+                let Some((_, walk)) = self.walks.iter_mut().find(|(walk, _)| *walk == number)
+                else {
+                    continue;
+                };
+                walk.in_hand -= 1;
+                if comes_again {
+                    walk.push(path);
+                }
+            } else if let (true, Some(sequence)) = (comes_again, sequence) {
+                let origin = Origin::Again(sequence);
+                self.deferred.push_back(Job { path, what: What::CONTENT, origin });
             }
-        }
-        if let (true, Some(sequence)) = (transfer.again, transfer.sequence) {
-            let origin = Origin::Again(sequence);
-            self.deferred.push_back(Job { path: transfer.path, what: What::CONTENT, origin });
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Big files on their way: they are assembled in `.mirror/stage` from chunks.
 //!
-//! What no chunk covers stays a hole. The digest is computed as the chunks come, holes as
-//! zeros, so that a file is read back only if chunks came out of order.
+//! What no chunk covers stays a hole. The digest is computed as the chunks come, so that nothing
+//! is read back, however big the file is.
 
 use std::fs::File;
 use std::io;
@@ -17,7 +17,7 @@ use super::links::Trust;
 use super::place::{Stage, is_other_mount};
 use super::regular::settle_file;
 use crate::model::limits::TRANSFERS_MAX;
-use crate::model::{Entry, Kind, Timestamp, TreePath};
+use crate::model::{Entry, Kind, StageDigest, Timestamp, TreePath};
 use crate::wire::StageId;
 
 /// A big file that is not in place yet.
@@ -28,22 +28,14 @@ pub(super) struct StagedFile {
     size: u64,
     /// Where it was to go when it began.
     path: TreePath,
-    /// The digest of everything before `hashed`; `None` once a chunk came out of order.
-    hasher: Option<blake3::Hasher>,
-    hashed: u64,
+    digest: StageDigest,
 }
 
 impl StagedFile {
     /// Takes `raw` for `offset`.
     fn write(&mut self, offset: u64, raw: &[u8]) -> io::Result<()> {
         self.file.write_all_at(raw, offset)?;
-        if offset < self.hashed {
-            self.hasher = None;
-        } else if let Some(hasher) = &mut self.hasher {
-            hash_zeros(hasher, offset - self.hashed);
-            hasher.update(raw);
-            self.hashed = offset + raw.len() as u64;
-        }
+        self.digest.update(offset, raw);
         Ok(())
     }
 
@@ -51,19 +43,6 @@ impl StagedFile {
     #[cfg(test)]
     pub(super) fn make_read_only(&mut self) {
         self.file = File::open("/dev/null").expect("it is always there");
-    }
-
-    /// Returns the digest of the whole.
-    fn digest(&mut self) -> io::Result<[u8; 32]> {
-        if let Some(hasher) = &mut self.hasher {
-            hash_zeros(hasher, self.size - self.hashed);
-            self.hashed = self.size;
-            return Ok(*hasher.finalize().as_bytes());
-        }
-        let mut hasher = blake3::Hasher::new();
-        rustix::fs::seek(&self.file, SeekFrom::Start(0))?;
-        hasher.update_reader(&self.file)?;
-        Ok(*hasher.finalize().as_bytes())
     }
 }
 
@@ -87,9 +66,8 @@ impl Replica {
             self.discard(&temporary);
             return Err(error).at(path, "stage");
         }
-        let hasher = Some(blake3::Hasher::new());
-        let (file, path) = (File::from(fd), path.clone());
-        let staged = StagedFile { file, temporary, size, path, hasher, hashed: 0 };
+        let (file, path, digest) = (File::from(fd), path.clone(), StageDigest::default());
+        let staged = StagedFile { file, temporary, size, path, digest };
         self.stages.insert(stage, staged);
         Ok(())
     }
@@ -138,13 +116,12 @@ impl Replica {
         links: &[TreePath],
         parent_mtime: Option<Timestamp>,
     ) -> Result<(), ApplyError> {
-        let Some(mut staged) = self.stages.remove(&stage) else {
+        let Some(staged) = self.stages.remove(&stage) else {
             self.owed.push((path.clone(), true));
             return Ok(());
         };
         let whole = entry.kind == Kind::Regular { size: staged.size };
-        let is_right = whole && staged.digest().is_ok_and(|found| found == digest);
-        if !is_right {
+        if !whole || staged.digest.finish(staged.size) != digest {
             self.discard(&staged.temporary);
             self.owed.push((path.clone(), true));
             return Ok(());
@@ -221,14 +198,4 @@ fn copy_sparse(source: &File, target: OwnedFd, size: u64) -> io::Result<File> {
         }
     }
     Ok(target)
-}
-
-fn hash_zeros(hasher: &mut blake3::Hasher, count: u64) {
-    static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
-    let mut left = count;
-    while left > 0 {
-        let piece = left.min(ZEROS.len() as u64);
-        hasher.update(&ZEROS[..piece as usize]);
-        left -= piece;
-    }
 }

@@ -162,6 +162,15 @@ fn exchange(sequence: u64, a: &str, b: &str) -> Item {
     Item::Exchange { sequence: Sequence(sequence), a: path(a), b: path(b) }
 }
 
+/// The digest of a staged file of which these chunks came.
+fn digest_of(size: u64, chunks: &[(u64, &[u8])]) -> [u8; 32] {
+    let mut digest = crate::model::StageDigest::default();
+    for (offset, raw) in chunks {
+        digest.update(*offset, raw);
+    }
+    digest.finish(size)
+}
+
 fn seconds(seconds: i64) -> Timestamp {
     Timestamp { seconds, nanoseconds: 0 }
 }

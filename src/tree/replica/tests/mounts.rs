@@ -41,7 +41,7 @@ fn everything_works_in(fixture: &mut Fixture, publish_needs: &[(TreePath, bool)]
     fixture.flush();
     assert_eq!((fixture.mtime("m/d"), fixture.stat("m/d").mode() & 0o777), (10, 0o755));
 
-    let (stage, digest) = (StageId(1), *blake3::hash(b"ab\0\0cd").as_bytes());
+    let (stage, digest) = (StageId(1), digest_of(6, &[(0, b"ab"), (4, b"cd")]));
     fixture.done(Item::StageOpen { stage, size: 6, path: path("m/big") }, b"");
     fixture.done(Item::StageData { stage, offset: 0, length: 2 }, b"ab");
     fixture.done(Item::StageData { stage, offset: 4, length: 2 }, b"cd");

@@ -1,0 +1,142 @@
+//! A sender alone, its messages by hand.
+
+use std::time::Instant;
+
+use mirror::model::limits::NEEDS_MAX;
+use mirror::model::*;
+use mirror::session::sender::{BatchJob, Travel};
+use mirror::session::{Look, Sender, SourceState};
+use mirror::tree::Identity;
+use mirror::wire::message::VERSIONS;
+use mirror::wire::*;
+
+const HEAD: Sequence = Sequence(9);
+
+fn path(text: &str) -> TreePath {
+    TreePath::new(text).unwrap()
+}
+
+fn seconds(seconds: i64) -> Timestamp {
+    Timestamp { seconds, nanoseconds: 0 }
+}
+
+/// A sender, and the source that it is told of.
+struct Fixture {
+    sender: Sender,
+    renames: RenameIndex,
+    now: Instant,
+}
+
+impl Fixture {
+    /// Returns a sender to an empty downstream that has got everything.
+    fn new() -> Fixture {
+        let now = Instant::now();
+        let renames = RenameIndex::new(Sequence(0));
+        let mut fixture = Fixture { sender: Sender::new(now), renames, now };
+        let hello = DownstreamHello {
+            versions: VERSIONS,
+            node: NodeId(2),
+            tree: None,
+            watermarks: None,
+            trusted_until: Timestamp::default(),
+            empty: true,
+        };
+        fixture.handle(Message::DownstreamHello(hello)).unwrap();
+        fixture.finish_all();
+        fixture
+    }
+
+    fn handle(&mut self, message: Message) -> Result<Option<Message>, Refusal> {
+        let source = SourceState {
+            tree: TreeId(1),
+            chain: vec![NodeId(1)],
+            epoch: Epoch { id: EpochId { counter: 1, random: 1 }, parent: None },
+            floor: Sequence(0),
+            head: HEAD,
+            clock: seconds(1000),
+        };
+        self.sender.handle_message(message, &source, &self.renames, self.now)
+    }
+
+    fn need(&mut self, id: u64, at: &str, content: bool) -> Result<Option<Message>, Refusal> {
+        self.handle(Message::Need { id, path: path(at), content, moved: HEAD })
+    }
+
+    fn ack(&mut self, applied: Sequence) {
+        let ack = Message::Ack { moved: HEAD, applied, durable: applied, handled_bytes: 0 };
+        self.handle(ack).unwrap();
+    }
+
+    /// Has all jobs read, and nothing found. Returns their paths.
+    fn finish_all(&mut self) -> Vec<TreePath> {
+        let mut paths = Vec::new();
+        self.sender.begin_batch(HEAD, seconds(1000));
+        while let Some(job) = self.sender.next_job(&self.renames) {
+            paths.push(job.path.clone());
+            self.sender.finish_batch(vec![BatchJob::done(job)], true, &self.renames);
+        }
+        paths
+    }
+
+    /// Returns the marks and answers that are due.
+    fn marks(&mut self) -> Vec<Item> {
+        std::iter::from_fn(|| self.sender.poll_through(seconds(1000))).collect()
+    }
+
+    /// Returns whether a file of this time of change is digested for the next job.
+    fn digests(&mut self, ctime: Timestamp) -> bool {
+        self.sender.begin_batch(HEAD, seconds(1000));
+        let job = self.sender.next_job(&self.renames).unwrap();
+        let metadata = Metadata { mode: 0, uid: 0, gid: 0, mtime: ctime, xattrs: Vec::new() };
+        let entry = Entry { kind: Kind::Regular { size: 1 }, metadata };
+        let look = Look {
+            entry: &entry,
+            identity: Identity { device: 1, inode: 1 },
+            ctime,
+            has_holes: false,
+            is_linked: false,
+            links: &[],
+        };
+        let travel = self.sender.content_for(&job, &look);
+        self.sender.finish_batch(vec![BatchJob::done(job)], true, &self.renames);
+        matches!(travel, Travel::Digest(_))
+    }
+}
+
+#[test]
+fn what_was_acknowledged_is_trusted_when_it_is_compared() {
+    let mut fixture = Fixture::new();
+    fixture.ack(Sequence(0));
+    assert_eq!(fixture.marks().len(), 1);
+    fixture.need(1, "d", false).unwrap();
+    assert!(fixture.digests(seconds(500)));
+    fixture.ack(HEAD);
+    fixture.need(2, "d", false).unwrap();
+    assert!(!fixture.digests(seconds(500)));
+    fixture.need(3, "d", false).unwrap();
+    assert!(fixture.digests(seconds(999)));
+    // What the downstream does not tell one by one it may have missed at any time.
+    fixture.need(4, "", false).unwrap();
+    assert!(fixture.digests(seconds(500)));
+}
+
+#[test]
+fn a_need_of_everything_stands_for_all_others() {
+    let mut fixture = Fixture::new();
+    fixture.marks();
+    // A downstream that has too much to ask for begins anew with everything, again and again.
+    let mut id = 0;
+    for _ in 0..5 {
+        for number in 0..NEEDS_MAX {
+            fixture.need(id, &number.to_string(), true).unwrap();
+            id += 1;
+        }
+        fixture.need(id, "", false).unwrap();
+        id += 1;
+    }
+    assert_eq!(fixture.finish_all(), [TreePath::root()]);
+    assert_eq!(fixture.marks().len() as u64, id);
+    // One that never does is refused.
+    let refused = (0..).map(|number| fixture.need(id + number, "f", true)).find(Result::is_err);
+    assert!(matches!(refused, Some(Err(Refusal::Protocol(_)))));
+}
