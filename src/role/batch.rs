@@ -176,7 +176,7 @@ impl Batch {
         sender: &mut Sender,
         stages: &mut HashMap<StageId, StageReader>,
         feed: &mut impl Feed,
-        held: bool,
+        is_drained: bool,
         changed: &HashSet<TreePath>,
         renames: &RenameIndex,
     ) {
@@ -204,7 +204,8 @@ impl Batch {
                 _ => unfinished.push((index, path.clone())),
             }
         }
-        let settled = feed.is_settled() && !held;
+        // To confirm may have found something out.
+        let settled = is_drained && feed.is_settled();
         for (job, dropped) in self.jobs.iter_mut().zip(&dropped) {
             if *dropped {
                 job.links.clear();
