@@ -73,7 +73,7 @@ impl Fixture {
         self.sender.begin_batch(HEAD, seconds(1000));
         while let Some(job) = self.sender.next_job(&self.renames) {
             paths.push(job.path.clone());
-            self.sender.finish_batch(vec![BatchJob::done(job)], true, &self.renames);
+            self.sender.finish_batch(vec![BatchJob::used(job)], true, &self.renames);
         }
         paths
     }
@@ -98,7 +98,7 @@ impl Fixture {
             links: &[],
         };
         let travel = self.sender.content_for(&job, &look);
-        self.sender.finish_batch(vec![BatchJob::done(job)], true, &self.renames);
+        self.sender.finish_batch(vec![BatchJob::used(job)], true, &self.renames);
         matches!(travel, Travel::Digest(_))
     }
 }
