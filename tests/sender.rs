@@ -140,3 +140,17 @@ fn a_need_of_everything_stands_for_all_others() {
     let refused = (0..).map(|number| fixture.need(id + number, "f", true)).find(Result::is_err);
     assert!(matches!(refused, Some(Err(Refusal::Protocol(_)))));
 }
+
+#[test]
+fn a_need_from_before_the_renames_that_are_kept_begins_anew() {
+    let mut fixture = Fixture::new();
+    for (sequence, from, to) in [(10, "a", "b"), (11, "b", "c")] {
+        let change = Change::Rename { from: path(from), to: path(to) };
+        fixture.renames.push(Sequence(sequence), &change);
+        assert!(fixture.sender.poll_rename(&fixture.renames).is_some());
+    }
+    fixture.need(1, "a", true).unwrap();
+    assert_eq!(fixture.finish_all(), [path("c")]);
+    fixture.renames.drop_through(Sequence(10));
+    assert!(matches!(fixture.need(2, "a", true), Err(Refusal::StartOver(_))));
+}

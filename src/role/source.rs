@@ -162,6 +162,7 @@ impl<F: Feed> Source<F> {
                 sequence: self.journal.committed(),
             };
             self.feed.committed(position);
+            self.renames.drop_through(self.journal.floor());
         }
         self.held = held;
         self.is_drained()

@@ -144,6 +144,11 @@ impl Sender {
                 Ok(None)
             }
             Message::Need { id, path, content, moved } => {
+                // Where it is now cannot be told; after another hello it can.
+                if moved < self.moved.min(renames.floor()) {
+                    let reason = "it lags behind more renames than are kept for it".to_string();
+                    return Err(Refusal::StartOver(reason));
+                }
                 let mut trusted_until = self.trusted_until.1;
                 if path.is_root() {
                     // It may stand for more needs than the downstream tells one by one, some
@@ -310,13 +315,8 @@ impl Sender {
             return Some(Job { path, what: What::CONTENT, origin });
         }
         if self.transfers.len() < TRANSFERS_MAX
-            && let Some(mut job) = self.deferred.pop_front()
+            && let Some(job) = self.deferred.pop_front()
         {
-            if let Origin::Journal(Record { sequence, change: Change::Dirty { path, .. } }) =
-                &job.origin
-            {
-                job.path = renames.translate(path, *sequence);
-            }
             return Some(job);
         }
         if self.deferred.len() >= DEFERRED_MAX {
