@@ -73,7 +73,7 @@ impl Fixture {
         self.sender.begin_batch(HEAD, seconds(1000));
         while let Some(job) = self.sender.next_job(&self.renames) {
             paths.push(job.path.clone());
-            self.sender.finish_batch(vec![BatchJob::done(job)], true, &self.renames);
+            self.sender.finish_batch(vec![BatchJob::used(job)], true, &self.renames);
         }
         paths
     }
@@ -98,7 +98,7 @@ impl Fixture {
             links: &[],
         };
         let travel = self.sender.content_for(&job, &look);
-        self.sender.finish_batch(vec![BatchJob::done(job)], true, &self.renames);
+        self.sender.finish_batch(vec![BatchJob::used(job)], true, &self.renames);
         matches!(travel, Travel::Digest(_))
     }
 }
@@ -139,4 +139,18 @@ fn a_need_of_everything_stands_for_all_others() {
     // One that never does is refused.
     let refused = (0..).map(|number| fixture.need(id + number, "f", true)).find(Result::is_err);
     assert!(matches!(refused, Some(Err(Refusal::Protocol(_)))));
+}
+
+#[test]
+fn a_need_from_before_the_renames_that_are_kept_begins_anew() {
+    let mut fixture = Fixture::new();
+    for (sequence, from, to) in [(10, "a", "b"), (11, "b", "c")] {
+        let change = Change::Rename { from: path(from), to: path(to) };
+        fixture.renames.push(Sequence(sequence), &change);
+        assert!(fixture.sender.poll_rename(&fixture.renames).is_some());
+    }
+    fixture.need(1, "a", true).unwrap();
+    assert_eq!(fixture.finish_all(), [path("c")]);
+    fixture.renames.drop_through(Sequence(10));
+    assert!(matches!(fixture.need(2, "a", true), Err(Refusal::StartOver(_))));
 }

@@ -2,17 +2,24 @@
 
 mod common;
 
+use std::cell::Cell;
 use std::fs;
+use std::os::fd::BorrowedFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::time::{Duration, Instant, SystemTime};
 
 use common::judge::Judge;
+use mirror::journal::Journal;
 use mirror::model::limits::*;
+use mirror::model::{NodeId, Position, Sequence, Timestamp, TreePath};
+use mirror::role::identity::SourceIdentity;
 use mirror::role::options::{SinkOptions, SourceOptions};
-use mirror::role::{LinkId, Role, Sink, Source};
-use mirror::watch::Watch;
-use mirror::wire::{Content, Frame, FrameDecoder, FrameKind, Item};
+use mirror::role::{Confirmation, Feed, FeedEvent, LinkId, Progress, Role, Sink, Source};
+use mirror::tree::{Identity, Reader, Root};
+use mirror::watch::{Watch, WatchOptions};
+use mirror::wire::*;
 
 /// Both ends, and what went down between them.
 struct World {
@@ -129,6 +136,62 @@ impl World {
             }
             assert!(started.elapsed() < common::patience() / 3, "{}", differences.join("\n"));
         }
+    }
+}
+
+/// A watch that takes its time, for as many records as it is told to.
+struct SlowFeed {
+    watch: Watch,
+    left: Rc<Cell<u32>>,
+    /// How often there will be more to take up between a read and its use.
+    surprises: u32,
+}
+
+impl Feed for SlowFeed {
+    fn poll_event(&mut self) -> Option<FeedEvent> {
+        if let Some(left) = self.left.get().checked_sub(1) {
+            self.left.set(left);
+            std::thread::sleep(Duration::from_millis(1));
+            self.watch.mark(&TreePath::new("other").unwrap());
+        }
+        self.watch.poll_event()
+    }
+    fn committed(&mut self, position: Position) {
+        self.watch.committed(position)
+    }
+    fn start(&mut self, next: Sequence) {
+        self.watch.start(next)
+    }
+    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        self.watch.descriptor()
+    }
+    fn is_settled(&self) -> bool {
+        self.watch.is_settled()
+    }
+    fn poll_timeout(&self) -> Option<Instant> {
+        self.watch.poll_timeout()
+    }
+    fn clock(&self) -> Timestamp {
+        self.watch.clock()
+    }
+    fn links(&mut self, identity: Identity, count: u32, path: &TreePath) -> Vec<TreePath> {
+        if let Some(surprises) = self.surprises.checked_sub(1) {
+            self.surprises = surprises;
+            self.left.set(100);
+        }
+        self.watch.links(identity, count, path)
+    }
+    fn confirm(&mut self, path: &[u8], identity: Identity) -> Confirmation {
+        self.watch.confirm(path, identity)
+    }
+    fn progress(&self, path: &TreePath) -> Progress {
+        self.watch.progress(path)
+    }
+    fn mark(&mut self, path: &TreePath) {
+        self.watch.mark(path)
+    }
+    fn hold(&mut self) -> Option<String> {
+        self.watch.hold()
     }
 }
 
@@ -268,4 +331,61 @@ fn a_write_behind_a_transfer_is_not_lost() {
         drop(file);
         world.converge();
     }
+}
+
+/// A drain that takes long ends all the same, and what was read before it is not used.
+#[test]
+fn a_long_drain_takes_several_turns_and_nothing_is_sent_before_its_end() {
+    let scratch = common::machine::scratch();
+    let (src, state) = (scratch.path().join("src"), scratch.path().join("state"));
+    for directory in [&src, &state] {
+        fs::create_dir(directory).unwrap();
+    }
+    fs::write(src.join("file"), "x").unwrap();
+    fs::hard_link(src.join("file"), src.join("other")).unwrap();
+    let root = Root::open(&src).unwrap();
+    let options = WatchOptions { rescan_interval: Duration::from_secs(3600) };
+    let watch = Watch::new(Root::open(&src).unwrap(), options).unwrap();
+    let left = Rc::new(Cell::new(100));
+    let feed = SlowFeed { watch, left: left.clone(), surprises: 3 };
+    let identity = SourceIdentity::load(&state, &root, false).unwrap();
+    let journal = Journal::open(&state.join("journal"), 64 << 20).unwrap();
+    let mut source = Source::new(src, feed, journal, Reader::new(root), identity).unwrap();
+    let (link, started) = (LinkId(1), Instant::now());
+    source.handle_connected(link, started);
+    let hello = DownstreamHello {
+        versions: mirror::wire::message::VERSIONS,
+        node: NodeId(2),
+        tree: None,
+        watermarks: None,
+        trusted_until: Timestamp::default(),
+        empty: true,
+    };
+    decode(&encode_message(&Message::DownstreamHello(hello)), |frame, length| {
+        source.handle_frame(link, frame, length, started).unwrap();
+    });
+    let (mut turns, mut names) = (0, 0);
+    while names < 2 {
+        let turn = Instant::now();
+        source.handle_timeout(turn).unwrap();
+        let frame = source.poll_transmit(link, turn).unwrap();
+        turns += 1;
+        assert!(turn.elapsed() < Duration::from_millis(80), "{:?}", turn.elapsed());
+        assert!(started.elapsed() < common::patience());
+        if left.get() > 0 {
+            let due = source.poll_timeout().is_some_and(|at| at <= Instant::now());
+            assert!(due, "it does not go on by itself");
+        }
+        let Some(frame) = frame else { continue };
+        decode(&frame, |frame, _| {
+            if frame.kind == FrameKind::Items {
+                for item in frame.items() {
+                    let Item::State { path, .. } = item.unwrap().0 else { continue };
+                    assert_eq!(left.get(), 0, "{path} is sent in the middle of a drain");
+                    names += u32::from(!path.is_root());
+                }
+            }
+        });
+    }
+    assert!(turns >= 16, "{turns}");
 }

@@ -56,7 +56,6 @@ impl RenameIndex {
         while self.renames.front().is_some_and(|(first, _)| *first <= sequence) {
             self.pop();
         }
-        self.floor = self.floor.max(sequence);
     }
 
     /// Returns the sequence below which renames are missing: a cursor must stand at or above it.
@@ -176,6 +175,16 @@ mod tests {
         assert!(index.touches(&path("b"), Sequence(3)));
         assert!(index.touches(&path("a/deeper"), Sequence(0)));
         assert!(!index.touches(&path("q"), Sequence(0)));
+    }
+
+    #[test]
+    fn what_left_the_journal_is_forgotten() {
+        let mut index = RenameIndex::new(Sequence(0));
+        index.push(Sequence(3), &rename("a", "b"));
+        index.push(Sequence(5), &rename("b", "c"));
+        index.drop_through(Sequence(4));
+        assert_eq!((index.floor(), index.after(Sequence(0)).count()), (Sequence(3), 1));
+        assert_eq!(index.translate(&path("b"), Sequence(4)), path("c"));
     }
 
     #[test]

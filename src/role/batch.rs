@@ -9,7 +9,7 @@ use super::problems::Problems;
 use super::{Confirmation, Feed, Progress};
 use crate::model::limits::*;
 use crate::model::{Name, RenameIndex, TreePath, What};
-use crate::session::sender::{BatchJob, Travel};
+use crate::session::sender::{BatchJob, Outcome, Travel};
 use crate::session::{Job, Look, Origin, Sender};
 use crate::tree::{Opened, Reader, Seen, StageRead, StageReader};
 use crate::wire::frame::HEADER_BYTES;
@@ -102,18 +102,15 @@ impl Batch {
                 Ok(None) => sender.defer(job),
                 Err(error) => {
                     self.take_back(&ranges);
-                    let mut ranges = Vec::new();
-                    if let Origin::Commit(stage) = job.origin {
-                        ranges.push(self.push(&Item::StageAbort { stage }));
-                    }
-                    let mut done = BatchJob::done(job);
+                    let mut done = BatchJob::used(job);
                     if error.raw_os_error() == Some(rustix::io::Errno::AGAIN.raw_os_error()) {
-                        done.confirmed = false; // It came or went this moment: once more.
+                        done.outcome = Outcome::Again; // It came or went this moment.
                     } else {
+                        done.outcome = Outcome::Dropped;
                         problems.note(path, &error, Instant::now());
                     }
                     self.jobs.push(done);
-                    self.ranges.push(ranges);
+                    self.ranges.push(Vec::new());
                     self.places.push(Vec::new());
                     self.has_content.push(false);
                 }
@@ -176,76 +173,64 @@ impl Batch {
         sender: &mut Sender,
         stages: &mut HashMap<StageId, StageReader>,
         feed: &mut impl Feed,
-        held: bool,
+        is_drained: bool,
         changed: &HashSet<TreePath>,
         renames: &RenameIndex,
     ) {
-        let mut dropped = vec![false; self.jobs.len()];
-        for (index, places) in self.places.iter().enumerate() {
-            for (path, identity) in places {
-                match feed.confirm(path, *identity) {
-                    Confirmation::Known => {}
-                    // What is found there by and by will be told anew.
-                    Confirmation::Held | Confirmation::Unknown => dropped[index] = true,
+        let mut jobs = std::mem::take(&mut self.jobs);
+        let mut unfinished = Vec::new();
+        for (index, done) in jobs.iter_mut().enumerate() {
+            let path = &done.job.path;
+            let places = self.places[index].iter();
+            // Where it is not known, it is told anew when it is found there.
+            let mut known = places
+                .filter(|(path, identity)| feed.confirm(path, *identity) != Confirmation::Known)
+                .count()
+                == 0;
+            if self.has_content[index] {
+                let is_commit = matches!(done.job.origin, Origin::Commit(_));
+                match feed.progress(path) {
+                    // It comes again when it rests; a big file is sent as it is, or it never
+                    // would be.
+                    Progress::Writing if !is_commit => known = false,
+                    // What was read may be a part of what is written since.
+                    Progress::Finished if !changed.contains(path) => {}
+                    _ => unfinished.push((index, path.clone())),
                 }
             }
-        }
-        let mut unfinished = Vec::new();
-        for (index, done) in
-            self.jobs.iter().enumerate().filter(|(index, _)| self.has_content[*index])
-        {
-            let path = &done.job.path;
-            let is_commit = matches!(done.job.origin, Origin::Commit(_));
-            match feed.progress(path) {
-                // It comes again when it rests; a big file is sent as it is, or it never would be.
-                Progress::Writing if !is_commit => dropped[index] = true,
-                // What was read may be a part of what is written since.
-                Progress::Finished if !changed.contains(path) => {}
-                _ => unfinished.push((index, path.clone())),
-            }
-        }
-        let settled = feed.is_settled() && !held;
-        for (job, dropped) in self.jobs.iter_mut().zip(&dropped) {
-            if *dropped {
-                job.links.clear();
-                if let Origin::Commit(stage) = job.job.origin {
+            if !known && done.outcome == Outcome::Used {
+                done.outcome = Outcome::Dropped;
+                done.links.clear();
+                if let Origin::Commit(stage) = done.job.origin {
                     sender.handle_stage_abandoned(stage);
                 }
             }
         }
-        let commits: Vec<Option<StageId>> = self
-            .jobs
-            .iter()
-            .map(|job| match job.job.origin {
-                // One that is read anew stays open.
-                Origin::Commit(stage) => job.done.then_some(stage),
-                Origin::Journal(_) | Origin::Walk(_) | Origin::Again(_) => None,
-            })
-            .collect();
-        let jobs = std::mem::take(&mut self.jobs);
-        let verdict = sender.finish_batch(jobs, settled, renames);
-        let mut out: HashMap<usize, Vec<Range<usize>>> = HashMap::new();
+        // To confirm may have found something out.
+        let settled = is_drained && feed.is_settled();
+        let origins: Vec<Origin> = jobs.iter().map(|done| done.job.origin.clone()).collect();
+        let outcomes = sender.finish_batch(jobs, settled, renames);
+        let mut unused: HashMap<usize, Vec<Range<usize>>> = HashMap::new();
         let mut aborted = Vec::new();
-        for (index, used) in verdict.iter().enumerate() {
-            if *used {
-                // What is not used comes again, and its stage with it.
-                if let Some(stage) = commits[index] {
-                    stages.remove(&stage);
-                    aborted.extend(dropped[index].then_some(stage));
-                }
-                if !dropped[index] {
-                    continue;
+        for (index, outcome) in outcomes.iter().enumerate() {
+            if matches!(outcome, Outcome::Again | Outcome::Dropped) {
+                for (frame, range) in &self.ranges[index] {
+                    unused.entry(*frame).or_default().push(range.clone());
                 }
             }
-            for (frame, range) in &self.ranges[index] {
-                out.entry(*frame).or_default().push(range.clone());
+            // What comes again keeps its stage.
+            if let (Outcome::Used | Outcome::Dropped, Origin::Commit(stage)) =
+                (outcome, &origins[index])
+            {
+                stages.remove(stage);
+                aborted.extend((*outcome == Outcome::Dropped).then_some(*stage));
             }
         }
-        for (frame, ranges) in out {
+        for (frame, ranges) in unused {
             self.frames[frame].remove(&ranges);
         }
         for (index, path) in unfinished {
-            if verdict[index] && !dropped[index] {
+            if outcomes[index] == Outcome::Used {
                 self.push(&Item::Unfinished { path });
             }
         }
@@ -300,7 +285,7 @@ impl<F: Feed> Reading<'_, F> {
             if let Origin::Commit(stage) = job.origin {
                 self.abandon(stage);
             }
-            return Ok(Some(BatchJob::done(job)));
+            return Ok(Some(BatchJob::used(job)));
         }
         for attempt in 1.. {
             let open = job.what.covers(What::NAME);
@@ -336,7 +321,7 @@ impl<F: Feed> Reading<'_, F> {
                     let last = attempt == READ_ATTEMPTS_MAX;
                     self.has_content = true;
                     if self.inline(&job, &opened, &links, last)? {
-                        let mut done = BatchJob::done(job);
+                        let mut done = BatchJob::used(job);
                         done.links = links;
                         return Ok(Some(done));
                     }
@@ -354,13 +339,13 @@ impl<F: Feed> Reading<'_, F> {
                     self.stages.insert(stage, file);
                     // The stage was opened whatever becomes of the path.
                     self.ranges.clear();
-                    return Ok(Some(BatchJob { done: false, ..BatchJob::done(job) }));
+                    return Ok(Some(BatchJob { outcome: Outcome::Staged, ..BatchJob::used(job) }));
                 }
-                Travel::Absorbed => return Ok(Some(BatchJob::done(job))),
+                Travel::Absorbed => return Ok(Some(BatchJob::used(job))),
                 Travel::Later => return Ok(None),
             };
             self.state(&job, &opened, content, links.clone())?;
-            let mut done = BatchJob::done(job);
+            let mut done = BatchJob::used(job);
             if !matches!(content, Content::Keep) {
                 done.links = links;
             }
@@ -378,10 +363,10 @@ impl<F: Feed> Reading<'_, F> {
         if let Origin::Commit(stage) = job.origin {
             self.abandon(stage);
         }
-        let Some(holder) = holder else { return BatchJob::done(job) };
+        let Some(holder) = holder else { return BatchJob::used(job) };
         self.read_in(&path, holder.identity);
         self.push(&Item::Absent { path, parent_mtime: Some(holder.mtime) });
-        BatchJob::done(job)
+        BatchJob::used(job)
     }
 
     /// Sends a small file with its content. Returns `false` if it changed while it was read.
@@ -412,7 +397,7 @@ impl<F: Feed> Reading<'_, F> {
         // A directory that the feed does not know, or knows as another, is not the tree's.
         self.places.push((job.path.as_bytes().to_vec(), opened.identity));
         self.state(&job, &opened, Content::Keep, Vec::new())?;
-        let done = BatchJob::done(job);
+        let done = BatchJob::used(job);
         if !done.job.what.covers(What::CONTENT) {
             return Ok(done);
         }
@@ -457,11 +442,11 @@ impl<F: Feed> Reading<'_, F> {
     fn commit(&mut self, job: Job, stage: StageId, opened: Opened) -> io::Result<BatchJob> {
         let Some(file) = self.stages.get_mut(&stage) else {
             self.abandon(stage);
-            return Ok(BatchJob::done(job));
+            return Ok(BatchJob::used(job));
         };
         if opened.stamp().identity() != file.stamp().identity() {
             self.abandon(stage);
-            return Ok(BatchJob::done(job));
+            return Ok(BatchJob::used(job));
         }
         if opened.stamp() != file.stamp() {
             let same_content = opened.stamp().is_same_content(&file.stamp());
@@ -470,13 +455,13 @@ impl<F: Feed> Reading<'_, F> {
                 let (size, path) = (file.size(), job.path.clone());
                 self.push(&Item::StageOpen { stage, size, path });
                 self.ranges.clear(); // Also if the path is touched: it begins anew.
-                return Ok(BatchJob { done: false, ..BatchJob::done(job) });
+                return Ok(BatchJob { outcome: Outcome::Staged, ..BatchJob::used(job) });
             }
         }
         let size = file.size();
         let StageRead::End(digest) = file.read_chunk(0, &mut Vec::new())? else {
             self.abandon(stage);
-            return Ok(BatchJob::done(job));
+            return Ok(BatchJob::used(job));
         };
         let links = if opened.links > 1 {
             self.feed.links(opened.identity, opened.links, &job.path)
@@ -488,7 +473,7 @@ impl<F: Feed> Reading<'_, F> {
         let links = self.sender.commit_links(opened.identity, links);
         self.has_content = true;
         self.state(&job, &opened, Content::Staged { stage, digest }, links.clone())?;
-        Ok(BatchJob { links, ..BatchJob::done(job) })
+        Ok(BatchJob { links, ..BatchJob::used(job) })
     }
 
     /// Gives a stage up whose file is gone from its path, or is another one now.

@@ -24,6 +24,10 @@ const RETRY: Duration = Duration::from_millis(500);
 /// Bytes of records at which they are written before more are taken up.
 const BUFFERED_BYTES_MAX: usize = 1 << 20;
 
+/// Longest time for which records are taken up in one turn. What is longer on its way, a tree
+/// that was moved in or a great recovery, must not keep heartbeats and other roles waiting.
+const DRAIN_TIME_MAX: Duration = Duration::from_millis(20);
+
 /// Most batches in one turn that gave nothing to send.
 const FILLS_MAX: u32 = 8;
 
@@ -38,6 +42,8 @@ pub struct Source<F> {
     epoch: Epoch,
     downstreams: BTreeMap<LinkId, Downstream>,
     problems: Problems,
+    /// Whether the feed may have more than was taken up.
+    has_backlog: bool,
     /// Whether records came in that the loop has not offered to every downstream yet.
     has_news: bool,
     /// The files whose content changes, while that is noted.
@@ -113,6 +119,7 @@ impl<F: Feed> Source<F> {
             epoch,
             downstreams: BTreeMap::new(),
             problems: Problems::default(),
+            has_backlog: false,
             has_news: false,
             changed: None,
             reset: None,
@@ -127,10 +134,12 @@ impl<F: Feed> Source<F> {
         &mut self.feed
     }
 
-    /// Brings the journal up to what the feed knows now. Returns whether states may be read and
-    /// sent.
+    /// Brings the journal up to what the feed knows now, or as far as a turn goes. Returns
+    /// whether states may be read and sent.
     fn drain(&mut self, now: Instant) -> bool {
         let journaled = self.journal_events();
+        // What a journal without room does not take waits for the next attempt.
+        self.has_backlog &= journaled.is_ok();
         if self.held.is_some() && now < self.held_until {
             return false;
         }
@@ -154,15 +163,24 @@ impl<F: Feed> Source<F> {
                 sequence: self.journal.committed(),
             };
             self.feed.committed(position);
+            self.renames.drop_through(self.journal.floor());
         }
         self.held = held;
-        self.held.is_none() && self.feed.is_settled()
+        self.is_drained()
+    }
+
+    /// Returns whether the last drain reached the end, so that what was read before is true if
+    /// no record speaks against it.
+    fn is_drained(&self) -> bool {
+        self.held.is_none() && !self.has_backlog && self.feed.is_settled()
     }
 
     /// Journals what the feed has, as far as the journal takes it: what waits in memory is
     /// bounded, and the feed keeps or finds again what it was not asked for (I7).
     fn journal_events(&mut self) -> Result<(), JournalError> {
-        loop {
+        let deadline = Instant::now() + DRAIN_TIME_MAX;
+        self.has_backlog = true;
+        while Instant::now() < deadline {
             if let Some(position) = self.reset {
                 let epoch = Epoch { id: position.epoch, parent: None };
                 self.journal.begin_epoch(position.tree, epoch)?;
@@ -186,9 +204,13 @@ impl<F: Feed> Source<F> {
                     }
                 }
                 Some(FeedEvent::Reset(position)) => self.reset = Some(position),
-                None => return Ok(()),
+                None => {
+                    self.has_backlog = false;
+                    break;
+                }
             }
         }
+        Ok(())
     }
 
     fn state(&self) -> SourceState {
@@ -205,7 +227,8 @@ impl<F: Feed> Source<F> {
     /// Reads what `link` is to be sent next and turns it into frames. Returns whether there may
     /// be more to do at once, also if this gave no frame.
     fn fill(&mut self, link: LinkId, now: Instant) -> Result<bool, LinkError> {
-        if !self.drain(now) {
+        // One turn for all downstreams is enough for what takes several.
+        if self.has_backlog || !self.drain(now) {
             return Ok(false);
         }
         let state = self.state();
@@ -255,12 +278,13 @@ impl<F: Feed> Source<F> {
             self.drain(now);
         }
         let changed = self.changed.take().unwrap_or_default();
-        let held = self.held.is_some();
-        more &= !held && self.feed.is_settled();
+        let is_drained = self.is_drained();
+        more &= is_drained;
         let Some(downstream) = self.downstreams.get_mut(&link) else { return Ok(false) };
         let Downstream { sender, stages, frames, .. } = downstream;
-        batch.use_confirmed(sender, stages, &mut self.feed, held, &changed, &self.renames);
-        let clock = self.feed.clock();
+        batch.use_confirmed(sender, stages, &mut self.feed, is_drained, &changed, &self.renames);
+        // What is not taken up yet is not known before any later moment.
+        let clock = if is_drained { self.feed.clock() } else { state.clock };
         while let Some(item) = sender.poll_through(clock) {
             batch.push(&item);
         }
@@ -370,7 +394,7 @@ impl<F: Feed> Role for Source<F> {
         let is_full = self.journal.buffered_bytes() >= BUFFERED_BYTES_MAX;
         let mut next = if is_full { None } else { self.feed.poll_timeout() };
         let mut at = |moment: Instant| next = Some(next.map_or(moment, |next| next.min(moment)));
-        if self.has_news {
+        if self.has_news || self.has_backlog {
             at(self.started);
         }
         if self.held.is_some() {

@@ -59,13 +59,6 @@ pub struct Items<'a> {
     rest: &'a [u8],
 }
 
-impl<'a> Items<'a> {
-    /// Returns how many bytes of the payload are not decoded yet.
-    pub fn rest_bytes(&self) -> usize {
-        self.rest.len()
-    }
-}
-
 impl<'a> Iterator for Items<'a> {
     type Item = Result<(Item, &'a [u8]), FrameError>;
 

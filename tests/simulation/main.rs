@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use mirror::model::limits::INLINE_BYTES_MAX;
 use mirror::model::*;
-use mirror::session::sender::{BatchJob, Travel};
+use mirror::session::sender::{BatchJob, Outcome, Travel};
 use mirror::session::{Job, Look, Origin, Receiver, ReceiverState, Sender, SourceState};
 use mirror::tree::Identity;
 use mirror::wire::*;
@@ -131,11 +131,11 @@ impl World {
         }
         self.race();
         self.origin.drain();
-        let verdict = link.sender.finish_batch(jobs, true, &self.origin.renames);
-        let unused = |(used, range): (&bool, std::ops::Range<usize>)| {
-            (!used && !range.is_empty()).then_some(range)
+        let outcomes = link.sender.finish_batch(jobs, true, &self.origin.renames);
+        let unused = |(outcome, range): (&Outcome, std::ops::Range<usize>)| {
+            (*outcome == Outcome::Again && !range.is_empty()).then_some(range)
         };
-        let unused: Vec<_> = verdict.iter().zip(ranges).filter_map(unused).collect();
+        let unused: Vec<_> = outcomes.iter().zip(ranges).filter_map(unused).collect();
         frame.remove(&unused);
         while let Some(item) = link.sender.poll_through(state.clock) {
             frame.push(&item);
@@ -170,7 +170,7 @@ impl World {
         let Some(node) = self.origin.tree.get(&path) else {
             abort(frame);
             frame.push(&Item::Absent { path, parent_mtime: None });
-            return Some((BatchJob::done(job), false));
+            return Some((BatchJob::used(job), false));
         };
         let metadata =
             Metadata { mode: 0, uid: 0, gid: 0, mtime: Timestamp::default(), xattrs: Vec::new() };
@@ -191,7 +191,7 @@ impl World {
                 let names = names.into_iter().map(serde_bytes::ByteBuf::from).collect();
                 frame.push(&Item::Names { path, after: Name::new(), names, last: true });
             }
-            return Some((BatchJob::done(job), false));
+            return Some((BatchJob::used(job), false));
         };
         let size = if version % 5 == 0 { INLINE_BYTES_MAX as u64 + 1 } else { 8 };
         let kind = Kind::Regular { size };
@@ -199,11 +199,11 @@ impl World {
             let (read, chunks) = link.stages.get_mut(&stage).expect("a stage that is read");
             if *read != version && link.sender.handle_stage_changed(stage) {
                 (*read, *chunks) = (version, 0);
-                return Some((BatchJob { done: false, ..BatchJob::done(job) }, true));
+                return Some((BatchJob { outcome: Outcome::Staged, ..BatchJob::used(job) }, true));
             }
             let content = Content::Staged { stage, digest: [0; 32] };
             frame.push(&state(path, kind, content));
-            return Some((BatchJob::done(job), false));
+            return Some((BatchJob::used(job), false));
         }
         let entry = Entry { kind: kind.clone(), metadata: metadata.clone() };
         let look = Look {
@@ -228,12 +228,12 @@ impl World {
             Travel::Stage(stage) => {
                 link.stages.insert(stage, (version, 0));
                 frame.push(&Item::StageOpen { stage, size, path });
-                return Some((BatchJob { done: false, ..BatchJob::done(job) }, true));
+                return Some((BatchJob { outcome: Outcome::Staged, ..BatchJob::used(job) }, true));
             }
             Travel::Absorbed => {}
             Travel::Later => return None,
         }
-        Some((BatchJob::done(job), false))
+        Some((BatchJob::used(job), false))
     }
 
     /// Lets what has arrived be handled. A broken frame or a refusal ends the connection.

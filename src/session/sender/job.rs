@@ -70,15 +70,26 @@ pub struct BatchJob {
     pub job: Job,
     /// Other names that were sent with it.
     pub links: Vec<TreePath>,
-    /// Whether that was all; a staged file is not.
-    pub done: bool,
-    /// Whether it was read where the feed knows it to be.
-    pub confirmed: bool,
+    /// What came of it.
+    pub outcome: Outcome,
+}
+
+/// What came of a job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// All that is to be sent of it was read, and is sent.
+    Used,
+    /// A stage was opened or begun anew for it: the job is over, and its commit follows.
+    Staged,
+    /// What was read is not sent, for the same job comes again.
+    Again,
+    /// What was read is not sent, and the job is over: it is a problem, or is told anew.
+    Dropped,
 }
 
 impl BatchJob {
-    /// Returns a job that is done, with nothing below it.
-    pub fn done(job: Job) -> Self {
-        BatchJob { job, links: Vec::new(), done: true, confirmed: true }
+    /// Returns a job that was read, without other names.
+    pub fn used(job: Job) -> Self {
+        BatchJob { job, links: Vec::new(), outcome: Outcome::Used }
     }
 }

@@ -19,7 +19,7 @@ use crate::wire::message::VERSIONS;
 use crate::wire::{Content, DownstreamHello, Item, Message, Plan, Refusal, UpstreamHello};
 
 use super::walk::{Mode, Walk};
-pub use job::{BatchJob, Job, Look, Origin, Travel};
+pub use job::{BatchJob, Job, Look, Origin, Outcome, Travel};
 use staging::{Transfer, TransferPhase};
 
 /// What a sender must know of its source to answer a hello.
@@ -144,6 +144,11 @@ impl Sender {
                 Ok(None)
             }
             Message::Need { id, path, content, moved } => {
+                // Where it is now cannot be told; after another hello it can.
+                if moved < self.moved.min(renames.floor()) {
+                    let reason = "it lags behind more renames than are kept for it".to_string();
+                    return Err(Refusal::StartOver(reason));
+                }
                 let mut trusted_until = self.trusted_until.1;
                 if path.is_root() {
                     // It may stand for more needs than the downstream tells one by one, some
@@ -310,13 +315,8 @@ impl Sender {
             return Some(Job { path, what: What::CONTENT, origin });
         }
         if self.transfers.len() < TRANSFERS_MAX
-            && let Some(mut job) = self.deferred.pop_front()
+            && let Some(job) = self.deferred.pop_front()
         {
-            if let Origin::Journal(Record { sequence, change: Change::Dirty { path, .. } }) =
-                &job.origin
-            {
-                job.path = renames.translate(path, *sequence);
-            }
             return Some(job);
         }
         if self.deferred.len() >= DEFERRED_MAX {
@@ -423,25 +423,26 @@ impl Sender {
     }
 
     /// Ends a batch. `jobs` are those read, in order; since then the watch was drained into
-    /// `renames`, and `settled` says whether that told everything. Returns for each whether it
-    /// may be used; the others come again.
+    /// `renames`, and `settled` says whether that told everything. Returns what becomes of each.
     pub fn finish_batch(
         &mut self,
         jobs: Vec<BatchJob>,
         settled: bool,
         renames: &RenameIndex,
-    ) -> Vec<bool> {
+    ) -> Vec<Outcome> {
         let moved = renames.after(self.moved).next().is_some();
         let lags = self.cursor() < self.batch_head;
-        let mut verdict = Vec::with_capacity(jobs.len());
+        let mut outcomes = Vec::with_capacity(jobs.len());
         let mut again = Vec::new();
-        for BatchJob { job, links, done, confirmed } in jobs {
+        for BatchJob { job, links, outcome } in jobs {
             // A stage that was opened stays so: its path follows renames until the commit.
-            let opened = !done && !matches!(job.origin, Origin::Commit(_));
-            let touched = !opened
-                && (!settled || !confirmed || moved && renames.touches(&job.path, self.moved));
-            verdict.push(!touched);
-            if touched {
+            let opened = outcome == Outcome::Staged && !matches!(job.origin, Origin::Commit(_));
+            let comes_again = !opened
+                && (!settled
+                    || outcome == Outcome::Again
+                    || moved && renames.touches(&job.path, self.moved));
+            outcomes.push(if comes_again { Outcome::Again } else { outcome });
+            if comes_again {
                 again.push(job);
                 continue;
             }
@@ -453,10 +454,12 @@ impl Sender {
                     };
                     walk.in_hand -= 1;
                 }
-                Origin::Commit(stage) if done => self.end_transfer(stage, &links),
+                Origin::Commit(stage) if outcome != Outcome::Staged => {
+                    self.end_transfer(stage, &links)
+                }
                 Origin::Commit(_) | Origin::Journal(_) | Origin::Again(_) => {}
             }
-            if lags && done && self.sent.len() < SENT_PATHS_MAX {
+            if lags && outcome == Outcome::Used && self.sent.len() < SENT_PATHS_MAX {
                 for link in links {
                     self.sent.insert(link, (self.batch_head, What::CONTENT));
                 }
@@ -468,7 +471,7 @@ impl Sender {
             self.sent.clear();
         }
         self.collect_answers();
-        verdict
+        outcomes
     }
 
     fn put_back(&mut self, jobs: Vec<Job>) {
