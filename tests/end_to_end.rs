@@ -209,6 +209,29 @@ fn writes_through_a_name_that_went_are_seen_under_the_others() {
     }
 }
 
+/// A file that is written to, with its rest waited for, loses the name that this was seen by.
+#[test]
+fn a_write_is_not_forgotten_with_the_name_it_was_seen_by() {
+    let goes: [fn(&Path, &Path); 4] = [
+        |src, _| fs::remove_file(src.join("d/b")).unwrap(),
+        |src, _| fs::rename(src.join("other"), src.join("d/b")).unwrap(),
+        |src, outside| fs::rename(src.join("d/b"), outside.join("b")).unwrap(),
+        |src, outside| fs::rename(src.join("d"), outside.join("d")).unwrap(),
+    ];
+    for go in goes {
+        let pair = live(|src| {
+            fs::create_dir(src.join("d")).unwrap();
+            write(src.join("a"), "before");
+            fs::hard_link(src.join("a"), src.join("d/b")).unwrap();
+            write(src.join("other"), "other");
+        });
+        truncate_by_path(&pair.src.join("d/b"), 2).unwrap();
+        go(&pair.src, &pair.outside);
+        pair.converge();
+        assert_eq!(fs::read(pair.dst.join("a")).unwrap(), b"be");
+    }
+}
+
 /// What cannot be listed is mirrored as soon as its mode lets it.
 #[test]
 fn directories_that_become_readable_are_mirrored() {

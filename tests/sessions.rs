@@ -28,7 +28,7 @@ use mirror::model::limits::{INLINE_BYTES_MAX, NEEDS_MAX, RENAMES_MAX, TRANSFER_A
 use mirror::model::*;
 use mirror::role::identity::SourceIdentity;
 use mirror::role::{Confirmation, Feed, FeedEvent, LinkId, Progress, Role as _, Source};
-use mirror::session::sender::{BatchJob, Travel};
+use mirror::session::sender::{BatchJob, Outcome, Travel};
 use mirror::session::{Job, Look, Origin, Receiver, ReceiverState, Sender, SourceState};
 use mirror::tree::{Identity, Reader, Root};
 use mirror::wire::message::VERSIONS;
@@ -130,7 +130,7 @@ impl Session {
 
     /// Ends a batch of one job. Returns whether it may be used.
     fn finish(&mut self, job: Job) -> bool {
-        self.sender.finish_batch(vec![BatchJob::done(job)], true, &self.renames)[0]
+        self.sender.finish_batch(vec![BatchJob::used(job)], true, &self.renames)[0] == Outcome::Used
     }
 
     /// Sends everything. Returns the paths that were read, in order.
@@ -165,8 +165,9 @@ impl Session {
         self.begin();
         let job = self.job().unwrap();
         let Travel::Stage(stage) = self.stage(&job) else { panic!("it is not staged") };
-        let opened = BatchJob { done: false, ..BatchJob::done(job) };
-        assert_eq!(self.sender.finish_batch(vec![opened], true, &self.renames), [true]);
+        let opened = BatchJob { outcome: Outcome::Staged, ..BatchJob::used(job) };
+        let outcomes = self.sender.finish_batch(vec![opened], true, &self.renames);
+        assert_eq!(outcomes, [Outcome::Staged]);
         stage
     }
 
@@ -229,14 +230,16 @@ fn nothing_is_used_before_the_watch_is_settled() {
     let mut session = Session::new(&[content("f")], Some((0, 0)));
     session.begin();
     let job = session.job().unwrap();
-    let jobs = vec![BatchJob::done(job)];
-    assert_eq!(session.sender.finish_batch(jobs, false, &session.renames), [false]);
+    let jobs = vec![BatchJob::used(job)];
+    let outcomes = session.sender.finish_batch(jobs, false, &session.renames);
+    assert_eq!(outcomes, [Outcome::Again]);
     assert_eq!(session.through(), None);
     // Nor where the feed knows another directory than the one that was read in.
     session.begin();
     let job = session.job().unwrap();
-    let elsewhere = BatchJob { confirmed: false, ..BatchJob::done(job) };
-    assert_eq!(session.sender.finish_batch(vec![elsewhere], true, &session.renames), [false]);
+    let elsewhere = BatchJob { outcome: Outcome::Again, ..BatchJob::used(job) };
+    let outcomes = session.sender.finish_batch(vec![elsewhere], true, &session.renames);
+    assert_eq!(outcomes, [Outcome::Again]);
     assert_eq!(session.paths(), [path("f")]);
     assert_eq!(session.through(), Some(1));
 }
@@ -544,7 +547,10 @@ fn a_session_that_falls_behind_the_rename_index_starts_over() {
         let sequence = Sequence(first + number);
         feed.0.borrow_mut().push_back(Record { sequence, change });
     }
-    source.handle_readable(now).unwrap();
+    // A turn takes so long at most, and asks for another.
+    while !feed.0.borrow().is_empty() {
+        source.handle_readable(Instant::now()).unwrap();
+    }
     let mut sent = 0;
     loop {
         match source.poll_transmit(link, now) {

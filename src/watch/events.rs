@@ -83,8 +83,7 @@ impl Watch {
         } else if mask.contains(EventMask::CREATE) {
             self.appeared(place, is_directory, false);
         } else if mask.contains(EventMask::DELETE) {
-            self.unsettled.settle(&place);
-            self.links.remove(&place);
+            self.name_goes(&place);
             if let Some(node) = self.nodes.child(directory, &place.name) {
                 self.drop_node(node);
             }
@@ -118,14 +117,22 @@ impl Watch {
         }
     }
 
+    /// What was at `place` is there no more. If it was written to and has other names, the rest
+    /// of that is waited for no longer.
+    fn name_goes(&mut self, place: &Place) {
+        if self.unsettled.settle(place) {
+            self.others_changed(place);
+        }
+        self.links.remove(place);
+    }
+
     /// Something came to be at `place`, complete at once if it was moved there.
     fn appeared(&mut self, place: Place, is_directory: bool, complete: bool) {
-        self.links.remove(&place);
+        self.name_goes(&place);
         if is_directory {
             self.dirty_place(&place, What::CONTENT);
             self.looks.push(Look::At(place));
         } else if complete {
-            self.unsettled.settle(&place);
             self.dirty_place(&place, What::CONTENT);
         } else {
             // It may be open, and then is complete when it is closed; or a link, or special.
@@ -138,8 +145,7 @@ impl Watch {
         if let Some(node) = half.node {
             self.drop_node(node);
         }
-        self.unsettled.settle(&half.from);
-        self.links.remove(&half.from);
+        self.name_goes(&half.from);
         self.dirty_place(&half.from, What::CONTENT);
     }
 
@@ -179,6 +185,7 @@ impl Watch {
         if let Some(node) = node {
             self.attach_or_drop(node, &to);
         }
+        self.name_goes(&to);
         self.links.rename(&from, &to);
         self.unsettled.rename(&from, &to);
         if self.created.remove(&from) {

@@ -349,6 +349,15 @@ impl Watch {
         }
     }
 
+    /// Notes that the content of the file that had the name `place` changed, for its others.
+    fn others_changed(&mut self, place: &Place) {
+        let others: Vec<Place> =
+            self.links.group_of(place).filter(|other| *other != place).cloned().collect();
+        for path in others.iter().filter_map(|other| self.path_of(other)).collect::<Vec<_>>() {
+            self.dirty(path, What::CONTENT);
+        }
+    }
+
     /// Notes that the entry at `place` changed, and with a multiply linked file all its names.
     fn dirty_place(&mut self, place: &Place, what: What) {
         let group: Vec<Place> = self.links.group_of(place).cloned().collect();
@@ -425,12 +434,15 @@ impl Watch {
             // It fails if the directory is gone, and its watch with it.
             let _ = self.inotify.watches().remove(watch);
         }
+        let gone = FxHashSet::from_iter(gone);
+        for place in self.unsettled.forget_directories(&gone) {
+            self.others_changed(&place);
+        }
         for id in &gone {
             self.held.remove(id);
             self.unwatched.remove(id);
             self.links.forget_directory(*id);
         }
-        self.unsettled.forget_directories(&gone);
     }
 }
 

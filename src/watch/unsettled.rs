@@ -3,6 +3,8 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
+use rustc_hash::FxHashSet;
+
 use super::nodes::{NodeId, Place};
 use crate::role::Progress;
 
@@ -71,11 +73,10 @@ impl Unsettled {
         self.files.len() < FILES_MAX || self.files.contains_key(place)
     }
 
-    /// Forgets a file, which was closed or removed.
-    pub fn settle(&mut self, place: &Place) {
-        if !self.files.is_empty() {
-            self.files.remove(place);
-        }
+    /// Forgets a file, which was closed or removed. Returns whether its rest was waited for.
+    pub fn settle(&mut self, place: &Place) -> bool {
+        !self.files.is_empty()
+            && self.files.remove(place).is_some_and(|times| times.burst.is_some())
     }
 
     /// Follows a rename.
@@ -93,11 +94,14 @@ impl Unsettled {
         self.files.extend(at_b.map(|times| (a.clone(), times)));
     }
 
-    /// Forgets everything in directories that are gone.
-    pub fn forget_directories(&mut self, gone: &[NodeId]) {
-        if !self.files.is_empty() {
-            self.files.retain(|place, _| !gone.contains(&place.directory));
+    /// Forgets everything in directories that are gone. Returns the files whose rest was waited
+    /// for.
+    pub fn forget_directories(&mut self, gone: &FxHashSet<NodeId>) -> Vec<Place> {
+        if self.files.is_empty() {
+            return Vec::new();
         }
+        let gone = self.files.extract_if(|place, _| gone.contains(&place.directory));
+        gone.filter(|(_, times)| times.burst.is_some()).map(|(place, _)| place).collect()
     }
 
     /// Returns the files that have rested, or have not for too long, each once.
