@@ -10,7 +10,7 @@ pub const FRAME_BYTES_MAX: usize = 1 << 20;
 pub const FRAME_BYTES_TARGET: usize = 256 << 10;
 
 /// Largest file, in bytes, whose content travels inside its state; a larger one is staged.
-pub const INLINE_BYTES_MAX: usize = 128 << 10;
+pub const INLINE_BYTES_MAX: usize = 256 << 10;
 
 /// Most bytes of a staged file in one message, so that small changes are never far behind.
 pub const CHUNK_BYTES_MAX: usize = 256 << 10;

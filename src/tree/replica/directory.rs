@@ -33,6 +33,8 @@ pub(super) struct StagedDirectory {
     parent_mtime: Option<Timestamp>,
     /// Names that it is said to have and that have not come yet.
     pub(super) awaited: usize,
+    /// Whether nothing was put into it yet.
+    pub(super) is_empty: bool,
 }
 
 impl Replica {
@@ -112,6 +114,7 @@ impl Replica {
             entry: entry.clone(),
             parent_mtime,
             awaited: 0,
+            is_empty: true,
         });
         Ok(())
     }

@@ -291,6 +291,7 @@ impl Replica {
         }
         if let (Some(staged), Item::State { .. } | Item::Absent { .. }) = (&mut self.staged, item) {
             staged.awaited = staged.awaited.saturating_sub(1);
+            staged.is_empty = false;
         }
         match item {
             Item::Rename { sequence, from, to } => self.rename(*sequence, from, to),

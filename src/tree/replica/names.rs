@@ -38,6 +38,9 @@ impl Replica {
         let fd = match &mut self.staged {
             Some(staged) if staged.parent.path == path.as_bytes() => {
                 staged.awaited += names.len();
+                if staged.is_empty {
+                    return Ok(()); // As a new directory is, nearly always.
+                }
                 let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
                 rustix::fs::openat(&staged.parent.fd, ".", flags, Mode::empty())
                     .map_err(io::Error::from)
