@@ -159,7 +159,8 @@ impl Daemon {
         let user = if is_root() { "uid = root\ngid = root\n" } else { "" };
         let config = format!(
             "address = 127.0.0.1\nport = {port}\nuse chroot = no\nreverse lookup = no\n{user}\
-             pid file = {}\n[replica]\npath = {}\nread only = no\n",
+             pid file = {}\n[replica]\npath = {}\nread only = no\n\
+             munge symlinks = no\n",
             scratch.path().join("pid").display(),
             dst.display(),
         );
