@@ -179,14 +179,21 @@ impl Batch {
     ) {
         let mut jobs = std::mem::take(&mut self.jobs);
         let mut unfinished = Vec::new();
+        let mut confirmed = None;
         for (index, done) in jobs.iter_mut().enumerate() {
             let path = &done.job.path;
-            let places = self.places[index].iter();
             // Where it is not known, it is told anew when it is found there.
-            let mut known = places
-                .filter(|(path, identity)| feed.confirm(path, *identity) != Confirmation::Known)
-                .count()
-                == 0;
+            let mut known = true;
+            for place in &self.places[index] {
+                if confirmed == Some(place) {
+                    continue; // Most files are in the directory of the one before.
+                }
+                let (path, identity) = place;
+                match feed.confirm(path, *identity) {
+                    Confirmation::Known => confirmed = Some(place),
+                    Confirmation::Held | Confirmation::Unknown => known = false,
+                }
+            }
             if self.has_content[index] {
                 let is_commit = matches!(done.job.origin, Origin::Commit(_));
                 match feed.progress(path) {

@@ -553,6 +553,9 @@ impl Feed for Watch {
     }
 
     fn progress(&self, path: &TreePath) -> Progress {
+        if self.unsettled.is_empty() {
+            return Progress::Finished;
+        }
         let Some((parent, name)) = path.split_bytes() else { return Progress::Finished };
         let Some(directory) = self.nodes.at(parent) else { return Progress::Finished };
         let place = Place { directory, name: name.to_vec() };

@@ -44,6 +44,11 @@ impl Times {
 }
 
 impl Unsettled {
+    /// Returns whether no file is known to be open.
+    pub fn is_empty(&self) -> bool {
+        self.files.is_empty()
+    }
+
     /// Notes a write. Returns `false` if there is no room to wait for the file's rest.
     pub fn touch(&mut self, place: Place, now: Instant) -> bool {
         if !self.has_room_for(&place) {
