@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{CWD, FileType, Mode, OFlags, XattrFlags};
 
-use common::machine::{has_tool, is_root, need_root, run};
+use common::machine::{is_root, need_root, need_tool, run};
 use common::operations::{Operations, acl, exchange, truncate_by_path};
 use common::pair::{Pair, inode};
 use common::proxy::Proxy;
@@ -308,7 +308,7 @@ fn truncate_with_no_close() {
     held.set_len(50_000).unwrap();
     pair.converge();
     drop(held);
-    if has_tool("perl") {
+    if need_tool("perl") {
         let script = "truncate($ARGV[0], 77) or die";
         run(Command::new("perl").args(["-e", script]).arg(pair.src.join("f"))).unwrap();
         pair.converge();

@@ -8,9 +8,9 @@ use std::process::Command;
 use std::time::Duration;
 
 use common::judge::Judge;
-use common::machine::{Mount, Sysctl, has_tool, need_root};
+use common::machine::{Mount, Sysctl, need_root, need_tool};
 use common::operations::Operations;
-use common::pair::{Pair, inode, wait_until};
+use common::pair::{Pair, inode, pair_on_ext4, wait_until};
 use common::process::{Process, mirror};
 use common::proxy::Proxy;
 
@@ -142,32 +142,9 @@ fn watch_limit_is_met_with_words_and_rescans() {
     pair.converge();
 }
 
-/// Prepares a pair whose replica is on a small file system of its own.
-fn pair_on_small_disk(bytes: u64) -> Option<(Pair, Mount)> {
-    if !need_root("a small file system for the sink") {
-        return None;
-    }
-    if !has_tool("mkfs.ext4") {
-        common::skip("mkfs.ext4 is not installed");
-        return None;
-    }
-    let mut pair = Pair::new();
-    match Mount::ext4(bytes, &[]) {
-        Ok(mount) => {
-            pair.dst = mount.path.join("replica");
-            fs::create_dir(&pair.dst).unwrap();
-            Some((pair, mount))
-        }
-        Err(error) => {
-            common::skip(&format!("no loop mount: {error}"));
-            None
-        }
-    }
-}
-
 #[test]
 fn full_disk_is_waited_for() {
-    let Some((pair, mount)) = pair_on_small_disk(48 << 20) else { return };
+    let Some((pair, mount)) = pair_on_ext4(48 << 20) else { return };
     let mut pair = pair;
     fill(&pair.src, 5, 5);
     pair.start();
@@ -199,7 +176,7 @@ fn full_disk_is_waited_for() {
 
 #[test]
 fn full_disk_and_a_kill() {
-    let Some((pair, mount)) = pair_on_small_disk(32 << 20) else { return };
+    let Some((pair, mount)) = pair_on_ext4(32 << 20) else { return };
     let mut pair = pair;
     let ballast = mount.path.join("ballast");
     fs::write(&ballast, vec![0; 16 << 20]).unwrap();
@@ -221,7 +198,7 @@ fn full_disk_and_a_kill() {
 
 #[test]
 fn read_only_disk_is_waited_for() {
-    let Some((pair, mount)) = pair_on_small_disk(32 << 20) else { return };
+    let Some((pair, mount)) = pair_on_ext4(32 << 20) else { return };
     let mut pair = pair;
     fill(&pair.src, 5, 5);
     pair.start();
@@ -244,7 +221,7 @@ fn read_only_disk_is_waited_for() {
 /// A disk that is read-only at the start is waited for as well.
 #[test]
 fn read_only_disk_at_the_start_is_waited_for() {
-    let Some((pair, mount)) = pair_on_small_disk(32 << 20) else { return };
+    let Some((pair, mount)) = pair_on_ext4(32 << 20) else { return };
     let mut pair = pair;
     fill(&pair.src, 5, 5);
     pair.start();
@@ -269,7 +246,7 @@ fn read_only_disk_at_the_start_is_waited_for() {
 /// The journal's disk is full: nothing is sent, nothing is lost, and memory stays bounded.
 #[test]
 fn full_journal_disk_is_waited_for() {
-    let Some((pair, mount)) = pair_on_small_disk(32 << 20) else { return };
+    let Some((pair, mount)) = pair_on_ext4(32 << 20) else { return };
     let mut pair = pair;
     let state = mount.path.join("state");
     fs::create_dir(&state).unwrap();
@@ -349,7 +326,7 @@ fn root_away_at_a_restart_is_not_a_deletion() {
 
 #[test]
 fn unmounted_root_is_not_a_deletion() {
-    if !need_root("unmounted_root_is_not_a_deletion") || !has_tool("mkfs.ext4") {
+    if !need_root("unmounted_root_is_not_a_deletion") || !need_tool("mkfs.ext4") {
         return;
     }
     let mut pair = Pair::new();
@@ -376,7 +353,7 @@ fn unmounted_root_is_not_a_deletion() {
 /// the source runs as nobody.
 #[test]
 fn unreadable_directory_is_not_a_deletion() {
-    if !need_root("unreadable_directory_is_not_a_deletion") || !has_tool("setpriv") {
+    if !need_root("unreadable_directory_is_not_a_deletion") || !need_tool("setpriv") {
         return;
     }
     let mut pair = Pair::new();

@@ -7,33 +7,13 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use common::machine::{Mount, has_tool, need_root};
-use common::pair::Pair;
+use common::pair::{Pair, pair_on_ext4};
 use common::proxy::Proxy;
 use mirror::journal::checkpoint::Checkpoint;
 use mirror::model::{EpochId, Sequence, Timestamp, TreeId, TreePath, Watermarks};
 use mirror::role::{Sink, SinkOptions};
 use mirror::tree::replica::Replica;
 use mirror::wire::Item;
-
-/// Prepares a pair whose replica is on an ext4 of its own.
-fn pair_on_ext4(bytes: u64) -> Option<(Pair, Mount)> {
-    if !need_root("a file system of the sink's own") || !has_tool("mkfs.ext4") {
-        return None;
-    }
-    let mut pair = Pair::new();
-    match Mount::ext4(bytes, &[]) {
-        Ok(mount) => {
-            pair.dst = mount.path.join("replica");
-            fs::create_dir(&pair.dst).unwrap();
-            Some((pair, mount))
-        }
-        Err(error) => {
-            common::skip(&format!("no loop mount: {error}"));
-            None
-        }
-    }
-}
 
 /// Makes a directory immutable, or no longer.
 fn immutable(path: &Path, flag: &str) {

@@ -28,6 +28,12 @@ const XATTRS_BYTES_MAX: usize = 512 << 10;
 /// Most bytes of other names in one state.
 const LINKS_BYTES_MAX: usize = 128 << 10;
 
+// The largest state, with the content behind it, is one frame.
+const _: () = assert!(
+    XATTRS_BYTES_MAX + LINKS_BYTES_MAX + INLINE_BYTES_MAX + PATH_BYTES_MAX + 4096
+        <= FRAME_BYTES_MAX
+);
+
 /// Times that a small file is read anew at once when it changed while it was read.
 const READ_ATTEMPTS_MAX: u32 = 3;
 

@@ -17,6 +17,15 @@ pub fn has_tool(tool: &str) -> bool {
     std::env::split_paths(&path).chain(["/usr/sbin".into()]).any(|dir| dir.join(tool).is_file())
 }
 
+/// Returns whether a test that needs `tool` may run; says so when not.
+pub fn need_tool(tool: &str) -> bool {
+    let found = has_tool(tool);
+    if !found {
+        super::skip(&format!("{tool} is not installed"));
+    }
+    found
+}
+
 /// Returns whether a test that needs root may run; says so when not.
 pub fn need_root(test: &str) -> bool {
     if !is_root() {
