@@ -70,7 +70,14 @@ pub(super) fn initial_live(
         _ => true,
     };
     let mut checked = Instant::now();
-    while !(enough() && live.says_initial_done() && expected.is_complete(dst, tool)) {
+    let seconds = loop {
+        if enough() && live.says_initial_done() && expected.is_timed(dst, tool) {
+            // To count takes time of its own, in which nothing changes if all is there.
+            let seconds = started.elapsed().as_secs_f64();
+            if count(dst, true) == expected.entries {
+                break seconds;
+            }
+        }
         if started.elapsed() > patience(tool) {
             return Err(format!("no initial sync within {:?}", patience(tool)));
         }
@@ -79,8 +86,7 @@ pub(super) fn initial_live(
             checked = Instant::now();
         }
         std::thread::sleep(Duration::from_millis(2));
-    }
-    let seconds = started.elapsed().as_secs_f64();
+    };
     if let Some(table) = table {
         table.add(Row::Initial, tool, seconds);
         table.add(Row::InitialWire, tool, (loopback_bytes() - wire_before) as f64 / 1e6);
@@ -159,14 +165,13 @@ impl Expected {
         below.into_iter().try_for_each(|path| self.descend(root, path))
     }
 
-    /// Returns whether `dst` has as many entries, and each directory its time, which comes last.
-    fn is_complete(&self, dst: &Path, tool: Tool) -> bool {
-        let timed = !tool.keeps_directory_times()
+    /// Returns whether each directory of `dst` has its time, which comes last.
+    fn is_timed(&self, dst: &Path, tool: Tool) -> bool {
+        !tool.keeps_directory_times()
             || self.directories.iter().all(|directory| {
                 fs::symlink_metadata(dst.join(&directory.path))
                     .is_ok_and(|metadata| mtime(&metadata) == mtime(&directory.metadata))
-            });
-        timed && count(dst, true) == self.entries
+            })
     }
 }
 
