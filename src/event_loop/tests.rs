@@ -95,7 +95,7 @@ impl Role for ToyRole {
         let Some(size) = toy.floods else { return Ok(None) };
         toy.flooded_bytes += size as u64;
         let mut frame = ItemsFrame::default();
-        frame.buffer().resize(size, 0);
+        frame.buffer(size).resize(size, 0);
         Ok(Some(frame.finish()))
     }
 

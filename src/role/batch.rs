@@ -11,7 +11,7 @@ use crate::model::limits::*;
 use crate::model::{Name, RenameIndex, TreePath, What};
 use crate::session::sender::{BatchJob, Outcome, Travel};
 use crate::session::{Job, Look, Origin, Sender};
-use crate::tree::{Opened, Reader, Seen, StageRead, StageReader};
+use crate::tree::{Opened, Reader, Seen, StageReader};
 use crate::wire::frame::HEADER_BYTES;
 use crate::wire::{Content, Item, ItemsFrame, StageId};
 
@@ -137,26 +137,29 @@ impl Batch {
             sender.handle_stage_gone(stage);
             return true;
         };
-        let mut chunk = Vec::new();
-        let read = file.read_chunk(CHUNK_BYTES_MAX, &mut chunk);
-        let result = match read {
-            // What was read may be neither the old content nor the new: from the beginning.
-            Ok(StageRead::Data { .. })
-                if file.is_unchanged().is_ok_and(|unchanged| !unchanged)
-                    && sender.handle_stage_changed(stage) =>
-            {
-                file.restart().map(|()| {
-                    let size = file.size();
-                    let path = sender.stage_path(stage).cloned().unwrap_or_default();
-                    self.push(&Item::StageOpen { stage, size, path });
-                })
+        let result = match file.next_chunk(CHUNK_BYTES_MAX) {
+            Ok(Some((offset, length))) => {
+                // In a frame of its own, whose memory is just enough.
+                self.frames.push(ItemsFrame::with_room(length));
+                let item = Item::StageData { stage, offset, length: length as u32 };
+                let (frame, range) = self.push(&item);
+                let read = file.read_chunk(length, self.frame().buffer(length));
+                // What was read may be neither the old content nor the new: from the beginning.
+                if read.is_err()
+                    || file.is_unchanged().is_ok_and(|unchanged| !unchanged)
+                        && sender.handle_stage_changed(stage)
+                {
+                    self.frames[frame].truncate(range.start);
+                    read.and_then(|()| file.restart()).map(|()| {
+                        let size = file.size();
+                        let path = sender.stage_path(stage).cloned().unwrap_or_default();
+                        self.push(&Item::StageOpen { stage, size, path });
+                    })
+                } else {
+                    Ok(())
+                }
             }
-            Ok(StageRead::Data { offset, length }) => {
-                self.push(&Item::StageData { stage, offset, length: length as u32 });
-                self.frame().buffer().extend_from_slice(&chunk);
-                Ok(())
-            }
-            Ok(StageRead::End(_)) => {
+            Ok(None) => {
                 sender.handle_stage_read(stage);
                 Ok(())
             }
@@ -394,7 +397,7 @@ impl<F: Feed> Reading<'_, F> {
         let content = Content::Inline { length: size as u32 };
         let rest = self.state_with(job, opened, content, links.to_vec())?;
         let index = self.batch.frames.len() - 1;
-        let unchanged = opened.read_whole(self.batch.frames[index].buffer())?;
+        let unchanged = opened.read_whole(self.batch.frames[index].buffer(size as usize))?;
         let (_, range) = self.ranges.last_mut().expect("the state was just pushed");
         range.end = self.batch.frames[index].len();
         if !unchanged && !last_attempt {
@@ -472,7 +475,7 @@ impl<F: Feed> Reading<'_, F> {
             }
         }
         let size = file.size();
-        let StageRead::End(digest) = file.read_chunk(0, &mut Vec::new())? else {
+        let Some(digest) = file.digest()? else {
             self.abandon(stage);
             return Ok(BatchJob::used(job));
         };
@@ -605,7 +608,7 @@ mod tests {
                 let (frame, range) = batch.push(&item);
                 assert_eq!((frame, range.end), (batch.frames.len() - 1, batch.frame().len()));
                 let raw = batch.frame().len() + item.raw_bytes();
-                batch.frame().buffer().resize(raw, 7);
+                batch.frame().buffer(item.raw_bytes()).resize(raw, 7);
                 pushed.push(item);
             }
             let mut decoder = crate::wire::FrameDecoder::default();

@@ -8,6 +8,6 @@ pub mod reader;
 pub mod replica;
 pub mod root;
 
-pub use reader::{Holder, Opened, Reader, Seen, StageRead, StageReader};
+pub use reader::{Holder, Opened, Reader, Seen, StageReader};
 pub use replica::{Applied, ApplyError, Replica, ReplicaError};
 pub use root::{Identity, Root};

@@ -6,6 +6,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 
+use rustix::buffer::{SpareCapacity, spare_capacity};
 use rustix::fs::{FileType, Mode, OFlags, RawDir, SeekFrom, Statx};
 use rustix::io::Errno;
 
@@ -257,19 +258,9 @@ impl Opened {
     /// same, for a caller who must send it as it was read.
     pub fn read_whole(&self, buffer: &mut Vec<u8>) -> io::Result<bool> {
         let file = self.file.as_ref().ok_or(Errno::BADF)?;
-        let start = buffer.len();
         let size = self.stamp.size as usize;
-        buffer.resize(start + size, 0);
-        let mut at = start;
-        while at < start + size {
-            match rustix::io::read(file, &mut buffer[at..]) {
-                Ok(0) => return Ok(false),
-                Ok(count) => at += count,
-                Err(Errno::INTR) => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
-        self.is_unchanged()
+        let whole = append(buffer, size, |_, space| rustix::io::read(file, space))?;
+        Ok(whole && self.is_unchanged()?)
     }
 
     /// Returns whether the file is as it was when it was looked at.
@@ -302,7 +293,8 @@ impl Opened {
     /// Takes the open file for staging.
     pub fn into_stage(self) -> io::Result<StageReader> {
         let file = self.file.ok_or(Errno::BADF)?;
-        Ok(StageReader { file, stamp: self.stamp, offset: 0, digest: StageDigest::default() })
+        let digest = StageDigest::default();
+        Ok(StageReader { file, stamp: self.stamp, offset: 0, data_end: 0, digest })
     }
 }
 
@@ -311,22 +303,11 @@ impl Opened {
 pub struct StageReader {
     file: OwnedFd,
     stamp: Stamp,
+    /// What is before it was read.
     offset: u64,
+    /// From `offset` to here is data; equal to it where that was not asked for yet.
+    data_end: u64,
     digest: StageDigest,
-}
-
-/// What the next step of a [`StageReader`] brought.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum StageRead {
-    /// These many bytes for this offset.
-    Data {
-        /// Where in the file.
-        offset: u64,
-        /// Bytes appended to the buffer.
-        length: usize,
-    },
-    /// All was read; the [`StageDigest`] of it.
-    End([u8; 32]),
 }
 
 impl StageReader {
@@ -340,46 +321,48 @@ impl StageReader {
         self.stamp
     }
 
-    /// Appends the next chunk of at most `bytes_max` bytes, skipping holes.
-    pub fn read_chunk(&mut self, bytes_max: usize, buffer: &mut Vec<u8>) -> io::Result<StageRead> {
+    /// Returns the offset and the length of the next chunk, of at most `bytes_max` bytes and
+    /// behind any hole; `None` at the end.
+    pub fn next_chunk(&mut self, bytes_max: usize) -> io::Result<Option<(u64, usize)>> {
         let end = self.stamp.size;
-        let data = match rustix::fs::seek(&self.file, SeekFrom::Data(self.offset)) {
-            Ok(data) => data.min(end),
-            Err(Errno::NXIO) => end,
-            Err(Errno::INVAL) => self.offset, // A file system without holes.
-            Err(error) => return Err(error.into()),
-        };
-        self.offset = data;
-        if data >= end {
-            return Ok(StageRead::End(self.digest.finish(end)));
-        }
-        let hole = match rustix::fs::seek(&self.file, SeekFrom::Hole(data)) {
-            Ok(hole) => hole.min(end),
-            Err(Errno::NXIO | Errno::INVAL) => end,
-            Err(error) => return Err(error.into()),
-        };
-        let length = (hole - data).min(bytes_max as u64) as usize;
-        let start = buffer.len();
-        buffer.resize(start + length, 0);
-        let mut at = 0;
-        while at < length {
-            match rustix::io::pread(&self.file, &mut buffer[start + at..], data + at as u64) {
-                // It was truncated meanwhile, which the comparison of stamps will show.
-                Ok(0) => break,
-                Ok(count) => at += count,
-                Err(Errno::INTR) => {}
+        if self.offset == self.data_end {
+            let data = match rustix::fs::seek(&self.file, SeekFrom::Data(self.offset)) {
+                Ok(data) => data.min(end),
+                Err(Errno::NXIO) => end,
+                Err(Errno::INVAL) => self.offset, // A file system without holes.
                 Err(error) => return Err(error.into()),
-            }
+            };
+            let hole = match rustix::fs::seek(&self.file, SeekFrom::Hole(data)) {
+                Ok(hole) => hole.min(end),
+                Err(Errno::NXIO | Errno::INVAL) => end,
+                Err(error) => return Err(error.into()),
+            };
+            (self.offset, self.data_end) = (data, hole);
         }
-        self.digest.update(data, &buffer[start..]);
-        self.offset = data + length as u64;
-        Ok(StageRead::Data { offset: data, length })
+        let length = (self.data_end - self.offset).min(bytes_max as u64) as usize;
+        Ok((self.offset < end).then_some((self.offset, length)))
+    }
+
+    /// Appends a chunk that [`StageReader::next_chunk`] told of. What a file that shrank
+    /// meanwhile does not have is filled up, and the stamps will differ.
+    pub fn read_chunk(&mut self, length: usize, buffer: &mut Vec<u8>) -> io::Result<()> {
+        let (file, offset, start) = (&self.file, self.offset, buffer.len());
+        append(buffer, length, |at, space| rustix::io::pread(file, space, offset + at as u64))?;
+        self.digest.update(offset, &buffer[start..]);
+        self.offset += length as u64;
+        Ok(())
+    }
+
+    /// Returns the [`StageDigest`] of the file, if all of it was read.
+    pub fn digest(&mut self) -> io::Result<Option<[u8; 32]>> {
+        let is_read = self.next_chunk(0)?.is_none();
+        Ok(is_read.then(|| self.digest.finish(self.stamp.size)))
     }
 
     /// Begins anew with what the file is now.
     pub fn restart(&mut self) -> io::Result<()> {
         self.stamp = Stamp::of(&stat_fd(&self.file)?);
-        self.offset = 0;
+        (self.offset, self.data_end) = (0, 0);
         self.digest = StageDigest::default();
         Ok(())
     }
@@ -388,6 +371,33 @@ impl StageReader {
     pub fn is_unchanged(&self) -> io::Result<bool> {
         Ok(Stamp::of(&stat_fd(&self.file)?) == self.stamp)
     }
+}
+
+/// Appends exactly `length` bytes: what `read` gives for a position and the space from there
+/// on, into memory that nobody wrote to before, and zeros if it ends early. Returns whether
+/// it did not.
+fn append(
+    buffer: &mut Vec<u8>,
+    length: usize,
+    mut read: impl FnMut(usize, SpareCapacity<'_, u8>) -> rustix::io::Result<usize>,
+) -> io::Result<bool> {
+    let start = buffer.len();
+    let end = start + length;
+    buffer.reserve(length);
+    let mut is_whole = true;
+    while is_whole && buffer.len() < end {
+        match read(buffer.len() - start, spare_capacity(buffer)) {
+            Ok(count) => is_whole = count > 0,
+            Err(Errno::INTR) => {}
+            Err(error) => {
+                buffer.truncate(start);
+                return Err(error.into());
+            }
+        }
+    }
+    // There may have been more space, and more in a file that grew.
+    buffer.resize(end, 0);
+    Ok(is_whole)
 }
 
 /// Calls `each` with every name of a directory but `.` and `..`.

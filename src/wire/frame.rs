@@ -16,10 +16,16 @@
 use std::ops::Range;
 
 use super::message::{Item, Message};
-use crate::model::limits::FRAME_BYTES_MAX;
+use crate::model::limits::{FRAME_BYTES_MAX, FRAME_BYTES_TARGET};
 
 /// Length of a frame's header, in bytes.
 pub const HEADER_BYTES: usize = 16;
+
+/// Least space for bytes that come in: many small frames at once.
+const READ_BYTES_MIN: usize = 64 << 10;
+
+/// Memory for the items around the raw bytes of a frame.
+const ROOM_BYTES: usize = 256;
 
 /// What a frame's payload holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -140,14 +146,26 @@ impl Default for ItemsFrame {
 }
 
 impl ItemsFrame {
+    /// Returns an empty frame with memory for an item with `raw_bytes` raw bytes, and for the
+    /// small items that may follow it.
+    pub fn with_room(raw_bytes: usize) -> Self {
+        let mut bytes = Vec::with_capacity(HEADER_BYTES + raw_bytes + ROOM_BYTES);
+        bytes.resize(HEADER_BYTES, 0);
+        ItemsFrame { bytes }
+    }
+
     /// Appends an item; exactly [`Item::raw_bytes`] raw bytes must follow it.
     pub fn push(&mut self, item: &Item) {
         let bytes = std::mem::take(&mut self.bytes);
         self.bytes = postcard::to_extend(item, bytes).expect("an item in memory can be encoded");
     }
 
-    /// The buffer, for appending raw bytes.
-    pub fn buffer(&mut self) -> &mut Vec<u8> {
+    /// The buffer, for appending so many raw bytes. Where they need more memory, it is as much
+    /// as a whole frame takes, for more of their kind will follow.
+    pub fn buffer(&mut self, raw_bytes: usize) -> &mut Vec<u8> {
+        if self.bytes.capacity() - self.bytes.len() < raw_bytes {
+            self.bytes.reserve(raw_bytes.max(FRAME_BYTES_TARGET));
+        }
         &mut self.bytes
     }
 
@@ -220,27 +238,31 @@ pub struct FrameDecoder {
 impl Default for FrameDecoder {
     fn default() -> Self {
         // Most connections carry small frames only: the buffer grows when a frame needs it.
-        FrameDecoder { buffer: vec![0; 64 << 10], start: 0, end: 0 }
+        FrameDecoder { buffer: vec![0; READ_BYTES_MIN], start: 0, end: 0 }
     }
 }
 
 impl FrameDecoder {
     /// Returns where to put bytes that come in; never empty.
+    ///
+    /// It ends behind the next frame's header if a great frame comes in: that one is used while
+    /// the processor's cache has it, and nothing but a header has to move to the front for the
+    /// one behind it.
     pub fn space(&mut self) -> &mut [u8] {
-        if self.start == self.end {
-            (self.start, self.end) = (0, 0);
+        let received = self.end - self.start;
+        let mut wanted =
+            self.frame_bytes().map_or(0, |bytes| bytes + HEADER_BYTES).max(READ_BYTES_MIN);
+        if wanted <= received {
+            wanted = received + READ_BYTES_MIN; // Frames that nobody asked for yet.
         }
-        let needed = self.frame_bytes().unwrap_or(HEADER_BYTES);
-        if self.buffer.len() - self.start < needed || self.end == self.buffer.len() {
+        if self.start + wanted > self.buffer.len() {
             self.buffer.copy_within(self.start..self.end, 0);
-            (self.start, self.end) = (0, self.end - self.start);
-            if self.buffer.len() < needed || self.end == self.buffer.len() {
-                let length = needed.max(self.buffer.len() * 2).min(FRAME_BYTES_MAX);
-                self.buffer.resize(length.max(self.end + 1), 0);
-            }
+            (self.start, self.end) = (0, received);
         }
-        assert!(self.start <= self.end && self.end < self.buffer.len());
-        &mut self.buffer[self.end..]
+        if self.buffer.len() < wanted {
+            self.buffer.resize(wanted, 0);
+        }
+        &mut self.buffer[self.end..self.start + wanted]
     }
 
     /// Says that `count` bytes were put into the space.
@@ -313,7 +335,7 @@ mod tests {
         frame.push(&Item::Absent { path: path.clone(), parent_mtime: None });
         let stage = Item::StageData { stage: super::super::StageId(1), offset: 0, length: 300_000 };
         frame.push(&stage);
-        frame.buffer().extend(std::iter::repeat_n(7, 300_000));
+        frame.buffer(300_000).extend(std::iter::repeat_n(7, 300_000));
         let mut stream = encode_message(&heartbeat());
         stream.extend(frame.finish());
         stream.extend(encode_message(&heartbeat()));
@@ -366,7 +388,7 @@ mod tests {
     #[test]
     fn ranges_can_be_taken_out() {
         let mut frame = ItemsFrame::default();
-        frame.buffer().extend(b"aabbcc");
+        frame.buffer(6).extend(b"aabbcc");
         frame.remove(&[HEADER_BYTES..HEADER_BYTES + 2, HEADER_BYTES + 4..HEADER_BYTES + 6]);
         assert_eq!(&frame.finish()[HEADER_BYTES..], b"bb");
     }

@@ -123,7 +123,7 @@ impl World {
                 Some((version, chunks)) if *chunks < 3 => {
                     *chunks += 1;
                     frame.push(&Item::StageData { stage, offset: 0, length: 8 });
-                    frame.buffer().extend(version.to_le_bytes());
+                    frame.buffer(8).extend(version.to_le_bytes());
                 }
                 Some(_) => link.sender.handle_stage_read(stage),
                 None => link.sender.handle_stage_gone(stage),
@@ -218,7 +218,7 @@ impl World {
             Travel::As(content, _) => frame.push(&state(path, kind, content)),
             Travel::Inline(_) => {
                 frame.push(&state(path, kind, Content::Inline { length: 8 }));
-                frame.buffer().extend(version.to_le_bytes());
+                frame.buffer(8).extend(version.to_le_bytes());
             }
             Travel::Digest(_) => {
                 let mut digest = [0; 32];
