@@ -2,11 +2,11 @@
 
 use std::time::Instant;
 
+use mirror::model::Identity;
 use mirror::model::limits::NEEDS_MAX;
 use mirror::model::*;
 use mirror::session::sender::{BatchJob, Travel};
 use mirror::session::{Look, Sender, SourceState};
-use mirror::tree::Identity;
 use mirror::wire::message::VERSIONS;
 use mirror::wire::*;
 

@@ -13,11 +13,11 @@ use std::time::{Duration, Instant, SystemTime};
 use common::judge::Judge;
 use mirror::journal::Journal;
 use mirror::model::limits::*;
-use mirror::model::{NodeId, Position, Sequence, Timestamp, TreePath};
+use mirror::model::{Identity, NodeId, Position, Sequence, Timestamp, TreePath};
 use mirror::role::identity::SourceIdentity;
 use mirror::role::options::{SinkOptions, SourceOptions};
 use mirror::role::{Confirmation, Feed, FeedEvent, LinkId, Progress, Role, Sink, Source};
-use mirror::tree::{Identity, Reader, Root};
+use mirror::tree::{Reader, Root};
 use mirror::watch::{Watch, WatchOptions};
 use mirror::wire::*;
 

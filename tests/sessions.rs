@@ -24,13 +24,14 @@ use std::rc::Rc;
 use std::time::Instant;
 
 use mirror::journal::Journal;
+use mirror::model::Identity;
 use mirror::model::limits::{INLINE_BYTES_MAX, NEEDS_MAX, RENAMES_MAX, TRANSFER_ATTEMPTS_MAX};
 use mirror::model::*;
 use mirror::role::identity::SourceIdentity;
 use mirror::role::{Confirmation, Feed, FeedEvent, LinkId, Progress, Role as _, Source};
 use mirror::session::sender::{BatchJob, Outcome, Travel};
 use mirror::session::{Job, Look, Origin, Receiver, ReceiverState, Sender, SourceState};
-use mirror::tree::{Identity, Reader, Root};
+use mirror::tree::{Reader, Root};
 use mirror::wire::message::VERSIONS;
 use mirror::wire::*;
 

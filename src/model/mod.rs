@@ -1,9 +1,12 @@
-//! Plain data that every layer speaks of: paths, entries, positions, records, limits.
+//! What every layer speaks of: paths, entries, positions, records, limits, and the
+//! [`Feed`](feed::Feed) that records come from.
 //!
 //! Nothing here touches a file, a socket or a clock.
 
 pub mod digest;
 pub mod entry;
+pub mod feed;
+pub mod identity;
 pub mod limits;
 pub mod path;
 pub mod position;
@@ -12,6 +15,7 @@ pub mod renames;
 
 pub use digest::StageDigest;
 pub use entry::{Entry, Kind, Metadata, Timestamp, Xattr};
+pub use identity::Identity;
 pub use path::{Name, PathError, TreePath};
 pub use position::{Epoch, EpochId, NodeId, Position, Sequence, TreeId, Watermarks};
 pub use record::{Change, Record, What};

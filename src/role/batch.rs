@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 use super::problems::Problems;
 use super::{Confirmation, Feed, Progress};
 use crate::model::limits::*;
-use crate::model::{Name, RenameIndex, TreePath, What};
+use crate::model::{Identity, Name, RenameIndex, TreePath, What};
 use crate::session::sender::{BatchJob, Outcome, Travel};
 use crate::session::{Job, Look, Origin, Sender};
-use crate::tree::{Opened, Reader, Seen, StageReader};
+use crate::tree::{Holder, Opened, Reader, Seen, StageReader};
 use crate::wire::frame::HEADER_BYTES;
 use crate::wire::{Content, Item, ItemsFrame, StageId};
 
@@ -45,7 +45,7 @@ pub(super) struct Batch {
     /// For each job, its bytes in each frame.
     ranges: Vec<Vec<(usize, Range<usize>)>>,
     /// What was confirmed as the place of each job: the directories that were read in.
-    places: Vec<Vec<(Vec<u8>, crate::tree::Identity)>>,
+    places: Vec<Vec<(Vec<u8>, Identity)>>,
     /// Which jobs brought a file's content.
     has_content: Vec<bool>,
 }
@@ -289,7 +289,7 @@ struct Reading<'a, F: Feed> {
     reader: &'a mut Reader,
     feed: &'a mut F,
     ranges: Vec<(usize, Range<usize>)>,
-    places: Vec<(Vec<u8>, crate::tree::Identity)>,
+    places: Vec<(Vec<u8>, Identity)>,
     has_content: bool,
 }
 
@@ -370,12 +370,7 @@ impl<F: Feed> Reading<'_, F> {
         Ok(None)
     }
 
-    fn absent(
-        &mut self,
-        job: Job,
-        path: TreePath,
-        holder: Option<crate::tree::Holder>,
-    ) -> BatchJob {
+    fn absent(&mut self, job: Job, path: TreePath, holder: Option<Holder>) -> BatchJob {
         if let Origin::Commit(stage) = job.origin {
             self.abandon(stage);
         }
@@ -558,7 +553,7 @@ impl<F: Feed> Reading<'_, F> {
         self.ranges.push(range);
     }
 
-    fn read_in(&mut self, path: &TreePath, identity: crate::tree::Identity) {
+    fn read_in(&mut self, path: &TreePath, identity: Identity) {
         if let Some((parent, _)) = path.split_bytes() {
             self.places.push((parent.to_vec(), identity));
         }

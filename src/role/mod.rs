@@ -5,14 +5,13 @@
 
 mod batch;
 mod checkpointer;
-pub mod feed;
 pub mod identity;
 pub mod options;
 mod problems;
 mod sink;
 mod source;
 
-pub use feed::{Confirmation, Feed, FeedEvent, Progress};
+pub use crate::model::feed::{Confirmation, Feed, FeedEvent, Progress};
 pub use options::{SinkOptions, SourceOptions};
 pub use sink::{OpenError, Sink};
 pub use source::Source;

@@ -3,8 +3,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::ops::Bound;
 
-use crate::model::{Change, Timestamp, TreePath};
-use crate::tree::Identity;
+use crate::model::{Change, Identity, Timestamp, TreePath};
 
 /// How the entries of a walk are sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -10,4 +10,4 @@ pub mod root;
 
 pub use reader::{Holder, Opened, Reader, Seen, StageReader};
 pub use replica::{Applied, ApplyError, Replica, ReplicaError};
-pub use root::{Identity, Root};
+pub use root::Root;

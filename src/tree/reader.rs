@@ -11,9 +11,9 @@ use rustix::fs::{FileType, Mode, OFlags, RawDir, SeekFrom, Statx};
 use rustix::io::Errno;
 
 use super::metadata::{entry_kind, read_xattrs, read_xattrs_at, timestamp};
-use super::root::{Identity, Root, open_beneath, stat_at, stat_fd};
+use super::root::{Root, identity_of, open_beneath, stat_at, stat_fd};
 use crate::model::path::check_name;
-use crate::model::{Entry, Kind, Metadata, Name, StageDigest, Timestamp, TreePath};
+use crate::model::{Entry, Identity, Kind, Metadata, Name, StageDigest, Timestamp, TreePath};
 
 /// Reads states below one root.
 #[derive(Debug)]
@@ -96,7 +96,7 @@ impl Stamp {
 
     fn of(stat: &Statx) -> Self {
         Stamp {
-            identity: Identity::of(stat),
+            identity: identity_of(stat),
             size: stat.stx_size,
             mtime: timestamp(stat.stx_mtime),
             ctime: timestamp(stat.stx_ctime),
@@ -169,7 +169,7 @@ impl Reader {
         };
         Ok(Seen::Entry(Box::new(Opened {
             entry: Entry { kind, metadata: metadata(&stat, xattrs) },
-            identity: Identity::of(&stat),
+            identity: identity_of(&stat),
             ctime: timestamp(stat.stx_ctime),
             links: stat.stx_nlink,
             has_holes,
@@ -241,7 +241,7 @@ impl Reader {
         let xattrs = read_xattrs(&fd)?;
         Ok(Box::new(Opened {
             entry: Entry { kind: Kind::Directory, metadata: metadata(&stat, xattrs) },
-            identity: Identity::of(&stat),
+            identity: identity_of(&stat),
             ctime: timestamp(stat.stx_ctime),
             links: 1,
             has_holes: false,
@@ -473,7 +473,7 @@ fn has_holes(stat: &Statx, size: u64, file: &OwnedFd) -> io::Result<bool> {
 }
 
 fn holder(stat: &Statx) -> Holder {
-    Holder { identity: Identity::of(stat), mtime: timestamp(stat.stx_mtime) }
+    Holder { identity: identity_of(stat), mtime: timestamp(stat.stx_mtime) }
 }
 
 fn metadata(stat: &Statx, xattrs: Vec<crate::model::Xattr>) -> Metadata {

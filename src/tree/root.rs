@@ -8,34 +8,14 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags, StatxFlags};
 
-use crate::model::TreePath;
 use crate::model::limits::PATH_CALL_BYTES_MAX;
+use crate::model::{Identity, TreePath};
 
 /// The descriptor of a tree's root directory.
 #[derive(Debug)]
 pub struct Root {
     fd: OwnedFd,
     path: PathBuf,
-}
-
-/// What tells one inode from another while it lives; with the birth time, also from an earlier
-/// inode of the same number.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Identity {
-    /// Device number of the file system, major and minor in one.
-    pub device: u64,
-    /// Inode number.
-    pub inode: u64,
-}
-
-impl Identity {
-    /// Returns the identity that a `statx` answer names.
-    pub fn of(stat: &rustix::fs::Statx) -> Self {
-        Identity {
-            device: u64::from(stat.stx_dev_major) << 32 | u64::from(stat.stx_dev_minor),
-            inode: stat.stx_ino,
-        }
-    }
 }
 
 impl Root {
@@ -53,7 +33,7 @@ impl Root {
 
     /// Returns the root's own identity.
     pub fn identity(&self) -> io::Result<Identity> {
-        Ok(Identity::of(&stat_fd(&self.fd)?))
+        Ok(identity_of(&stat_fd(&self.fd)?))
     }
 
     /// Returns whether the path that the root was opened by still leads to it.
@@ -65,7 +45,7 @@ impl Root {
             StatxFlags::BASIC_STATS,
         );
         match there {
-            Ok(there) => Ok(Identity::of(&there) == self.identity()?),
+            Ok(there) => Ok(identity_of(&there) == self.identity()?),
             Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => Ok(false),
             Err(error) => Err(error.into()),
         }
@@ -138,6 +118,12 @@ pub fn open_beneath(
 /// Returns the status of an open file, birth time included where the file system has it.
 pub fn stat_fd(fd: impl AsFd) -> rustix::io::Result<rustix::fs::Statx> {
     rustix::fs::statx(fd, "", AtFlags::EMPTY_PATH, StatxFlags::BASIC_STATS | StatxFlags::BTIME)
+}
+
+/// Returns which file a status is of.
+pub fn identity_of(stat: &rustix::fs::Statx) -> Identity {
+    let device = u64::from(stat.stx_dev_major) << 32 | u64::from(stat.stx_dev_minor);
+    Identity { device, inode: stat.stx_ino }
 }
 
 /// Returns the status of the entry `name` itself, a symbolic link's own for one.

@@ -9,9 +9,9 @@ use super::nodes::{NodeId, Place, ROOT};
 use super::scan::Look;
 use super::{Event, PAIR_WAIT, Watch};
 use crate::model::path::{CONTROL_NAME, STAGE_PREFIX};
-use crate::model::{Change, What};
-use crate::tree::root::stat_at;
-use crate::tree::{Identity, reader::is_absent};
+use crate::model::{Change, Identity, What};
+use crate::tree::reader::is_absent;
+use crate::tree::root::{identity_of, stat_at};
 
 /// The first half of a rename whose second half has not come yet.
 #[derive(Debug)]
@@ -237,7 +237,7 @@ impl Watch {
 
     /// Returns the inode at a place now.
     pub(super) fn identity_at(&self, place: &Place) -> Option<Identity> {
-        self.stat_of(place).map(|stat| Identity::of(&stat))
+        self.stat_of(place).map(|stat| identity_of(&stat))
     }
 
     pub(super) fn stat_of(&self, place: &Place) -> Option<Statx> {
@@ -268,7 +268,7 @@ impl Watch {
             let is_regular = rustix::fs::FileType::from_raw_mode(stat.stx_mode.into())
                 == rustix::fs::FileType::RegularFile;
             if is_regular && stat.stx_nlink > 1 {
-                let identity = Identity::of(&stat);
+                let identity = identity_of(&stat);
                 if self.links.note(&place, identity, stat.stx_nlink) {
                     self.find_links(&place, identity);
                 }

@@ -12,10 +12,10 @@ use super::Watch;
 use super::events::is_reserved;
 use super::nodes::{NodeId, Place};
 use super::scan::is_directory;
+use crate::model::Identity;
 use crate::model::What;
-use crate::tree::Identity;
 use crate::tree::reader::list_inodes;
-use crate::tree::root::stat_at;
+use crate::tree::root::{identity_of, stat_at};
 
 /// A pass through the directories.
 #[derive(Debug)]
@@ -79,7 +79,7 @@ impl Watch {
         for name in names {
             let Ok(stat) = stat_at(&fd, &name) else { continue };
             let place = Place { directory, name };
-            let identity = Identity::of(&stat);
+            let identity = identity_of(&stat);
             if is_directory(&stat) || is_reserved(&place) {
                 continue;
             }

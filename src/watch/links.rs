@@ -8,8 +8,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use rustc_hash::FxHashMap;
 
 use super::nodes::{NodeId, Place};
+use crate::model::Identity;
 use crate::model::Name;
-use crate::tree::Identity;
 
 /// The names of every multiply linked file, as far as they are known.
 #[derive(Debug, Default)]

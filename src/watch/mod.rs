@@ -31,11 +31,11 @@ use std::time::{Duration, Instant};
 use inotify::{EventMask, Inotify, WatchMask};
 use rustc_hash::FxHashSet;
 
+use crate::model::feed::{Confirmation, Feed, FeedEvent, Progress};
 use crate::model::limits::PATH_BYTES_MAX;
-use crate::model::{Change, Position, Record, Sequence, Timestamp, TreePath, What};
-use crate::role::{Confirmation, Feed, FeedEvent, Progress};
+use crate::model::{Change, Identity, Position, Record, Sequence, Timestamp, TreePath, What};
+use crate::tree::Root;
 use crate::tree::metadata::timestamp;
-use crate::tree::{Identity, Root};
 use links::Links;
 use nodes::{NodeId, Nodes, Place, ROOT};
 use unsettled::Unsettled;

@@ -8,8 +8,8 @@ use std::collections::HashMap;
 use inotify::WatchDescriptor;
 use rustc_hash::FxHashMap;
 
+use crate::model::Identity;
 use crate::model::{Name, TreePath};
-use crate::tree::Identity;
 
 /// Number of a directory's node; never used again, so that what was queued for one that is gone
 /// does not hit another.

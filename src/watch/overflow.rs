@@ -8,10 +8,10 @@ use rustix::fs::FileType;
 use super::nodes::{NodeId, Place, ROOT};
 use super::scan::Look;
 use super::{Event, Watch};
+use crate::model::Identity;
 use crate::model::{Change, Timestamp, TreePath, What};
-use crate::tree::Identity;
 use crate::tree::reader::list_directory;
-use crate::tree::root::{stat_at, stat_fd};
+use crate::tree::root::{identity_of, stat_at, stat_fd};
 
 /// A walk through all directories after an overflow, a few in each turn.
 #[derive(Debug)]
@@ -142,7 +142,7 @@ impl Watch {
         // It is gone, or somewhere else: what is below it counts as not met.
         let Ok(fd) = self.root.open_directory(path) else { return };
         let Ok(stat) = stat_fd(&fd) else { return };
-        let parent = Identity::of(&stat);
+        let parent = identity_of(&stat);
         let mut buffer = std::mem::take(&mut self.list_buffer);
         let listed = list_directory(&fd, &mut buffer, |name, file_type| {
             if !matches!(file_type, FileType::Directory | FileType::Unknown)
@@ -152,7 +152,7 @@ impl Watch {
             }
             let Ok(stat) = stat_at(&fd, name) else { return Ok(()) };
             if FileType::from_raw_mode(stat.stx_mode.into()) == FileType::Directory {
-                let identity = Identity::of(&stat);
+                let identity = identity_of(&stat);
                 recovery.met.push(Met { identity, parent, name: name.to_vec() });
                 recovery.pending.push(path.join(name));
             }

@@ -14,10 +14,10 @@ use rustix::fs::{FileType, OFlags, Statx};
 use super::events::is_reserved;
 use super::nodes::{NodeId, Place, ROOT};
 use super::{Event, Watch, wall_clock, watch_mask};
-use crate::model::{Timestamp, TreePath, What};
+use crate::model::{Identity, Timestamp, TreePath, What};
+use crate::tree::metadata::timestamp;
 use crate::tree::reader::{is_absent, list_directory};
-use crate::tree::root::{open_beneath, stat_at, stat_fd};
-use crate::tree::{Identity, metadata::timestamp};
+use crate::tree::root::{identity_of, open_beneath, stat_at, stat_fd};
 
 /// A name to be looked at.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -85,7 +85,7 @@ impl Watch {
             Err(error) => return self.miss(look, was_missed, &parent, &error),
         };
         match stat_fd(&directory) {
-            Ok(stat) if known == Some(Identity::of(&stat)) => {}
+            Ok(stat) if known == Some(identity_of(&stat)) => {}
             Ok(_) => return self.not_there(place.directory),
             Err(error) => return self.miss(look, was_missed, &parent, &error.into()),
         }
@@ -103,7 +103,7 @@ impl Watch {
             }
             return;
         };
-        let identity = Identity::of(&stat);
+        let identity = identity_of(&stat);
         if let Some(node) = node
             && let Some(known) = self.nodes.get(node)
         {
@@ -130,7 +130,7 @@ impl Watch {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW;
         let opened = open_beneath(std::os::fd::AsFd::as_fd(&directory), &place.name, flags);
         match opened {
-            Ok(fd) if stat_fd(&fd).is_ok_and(|stat| Identity::of(&stat) == identity) => {
+            Ok(fd) if stat_fd(&fd).is_ok_and(|stat| identity_of(&stat) == identity) => {
                 self.discover(place.directory, Some(&place.name), fd, identity, look);
             }
             Ok(_) => self.looks.push(look),
@@ -218,7 +218,7 @@ impl Watch {
                 continue;
             }
             if stat.stx_nlink > 1 {
-                self.links.note(&place, Identity::of(&stat), stat.stx_nlink);
+                self.links.note(&place, identity_of(&stat), stat.stx_nlink);
             }
             self.dirty(path.join(&place.name), What::CONTENT);
         }
@@ -329,7 +329,7 @@ impl Watch {
             Err(error) => return self.cannot_look(&path, &error),
         };
         let Ok(stat) = stat_fd(&fd) else { return };
-        if Identity::of(&stat) != identity {
+        if identity_of(&stat) != identity {
             return self.look_again(id);
         }
         if self.unwatched.contains(&id)
@@ -376,12 +376,12 @@ impl Watch {
             }
             if is_directory(&stat) {
                 let known = self.nodes.child(id, &place.name).and_then(|node| self.nodes.get(node));
-                if known.is_none_or(|known| known.identity != Identity::of(&stat)) {
+                if known.is_none_or(|known| known.identity != identity_of(&stat)) {
                     self.looks.push(Look::At(place));
                 }
             } else if timestamp(stat.stx_ctime) >= since {
                 if stat.stx_nlink > 1 {
-                    self.links.note(&place, Identity::of(&stat), stat.stx_nlink);
+                    self.links.note(&place, identity_of(&stat), stat.stx_nlink);
                 }
                 // Written this moment, it may be half written: the event that says it is whole
                 // may be lost, or still to come.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use rustc_hash::FxHashSet;
 
 use super::nodes::{NodeId, Place};
-use crate::role::Progress;
+use crate::model::feed::Progress;
 
 /// A file at rest this long is sent although it is open.
 const REST: Duration = Duration::from_millis(50);

@@ -13,11 +13,11 @@ use std::time::{Duration, Instant};
 use super::judge::Judge;
 use super::operations::Operations;
 use mirror::journal::Journal;
-use mirror::model::{Position, Sequence, Timestamp, TreePath};
+use mirror::model::{Identity, Position, Sequence, Timestamp, TreePath};
 use mirror::role::identity::SourceIdentity;
 use mirror::role::options::SinkOptions;
 use mirror::role::{Confirmation, Feed, FeedEvent, LinkId, Progress, Role, Sink, Source};
-use mirror::tree::{Identity, Reader, Root};
+use mirror::tree::{Reader, Root};
 use mirror::watch::{Watch, WatchOptions};
 use mirror::wire::{FrameDecoder, FrameKind, Item};
 

@@ -9,11 +9,11 @@ mod trees;
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
+use mirror::model::Identity;
 use mirror::model::limits::INLINE_BYTES_MAX;
 use mirror::model::*;
 use mirror::session::sender::{BatchJob, Outcome, Travel};
 use mirror::session::{Job, Look, Origin, Receiver, ReceiverState, Sender, SourceState};
-use mirror::tree::Identity;
 use mirror::wire::*;
 use trees::{Home, Node, Replica, Tree};
 

@@ -1,7 +1,6 @@
 //! What a sender asks its shell to read, and what the shell says it saw.
 
-use crate::model::{Entry, Record, Sequence, Timestamp, TreePath, What};
-use crate::tree::Identity;
+use crate::model::{Entry, Identity, Record, Sequence, Timestamp, TreePath, What};
 use crate::wire::{Content, StageId};
 
 /// One path to be read.

@@ -5,8 +5,7 @@ use std::collections::{HashSet, VecDeque};
 use super::super::walk::Walk;
 use super::{Job, Look, Origin, Sender, Travel};
 use crate::model::limits::*;
-use crate::model::{Change, Sequence, Timestamp, TreePath, What};
-use crate::tree::Identity;
+use crate::model::{Change, Identity, Sequence, Timestamp, TreePath, What};
 use crate::wire::StageId;
 
 /// A big file on its way.

@@ -9,7 +9,7 @@ use super::error::{ApplyError, At};
 use super::parents::{Parent, open_handle, stat_if_present, unlink};
 use crate::model::{Entry, Kind, Timestamp, TreePath};
 use crate::tree::metadata::{self, Later, entry_kind, file_type, timestamp};
-use crate::tree::root::{Identity, stat_fd};
+use crate::tree::root::{identity_of, stat_fd};
 
 /// What is known of the file whose names are to be united.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,7 +42,7 @@ impl Replica {
             let there = self.parent(link)?;
             let link_name = link.name().unwrap_or_default();
             if let Some(stat) = stat_if_present(&there, link_name).at(link, "look at")? {
-                if Identity::of(&stat) == Identity::of(&file) {
+                if identity_of(&stat) == identity_of(&file) {
                     continue;
                 }
                 let same = file_type(&stat) == file_type(&file)
@@ -97,7 +97,7 @@ impl Replica {
         let parent = self.parent(path)?;
         let own_name = path.name().unwrap_or_default();
         let present = stat_if_present(&parent, own_name).at(path, "look at")?;
-        if present.is_some_and(|present| Identity::of(&present) == Identity::of(&stat)) {
+        if present.is_some_and(|present| identity_of(&present) == identity_of(&stat)) {
             if parent_mtime.is_some() {
                 self.touch(&parent, parent_mtime).at(path, "keep the time above")?;
             }

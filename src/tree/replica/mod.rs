@@ -46,8 +46,8 @@ pub use error::{ApplyError, ReplicaError, Room};
 pub use marker::Moved;
 
 use super::metadata;
-use super::root::{Identity, Root, open_beneath, stat_at, stat_fd};
-use crate::model::{Kind, TreePath};
+use super::root::{Root, identity_of, open_beneath, stat_at, stat_fd};
+use crate::model::{Identity, Kind, TreePath};
 use crate::wire::{Content, Item, StageId};
 use directory::StagedDirectory;
 use marker::Marker;
@@ -210,7 +210,7 @@ impl Replica {
         ];
         let is_gone = own.iter().any(|(parent, name, opened)| {
             match (stat_at(parent, name.as_bytes()), stat_fd(opened)) {
-                (Ok(there), Ok(opened)) => Identity::of(&there) != Identity::of(&opened),
+                (Ok(there), Ok(opened)) => identity_of(&there) != identity_of(&opened),
                 (Err(error), _) => error == Errno::NOENT,
                 (_, Err(_)) => false,
             }

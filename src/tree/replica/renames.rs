@@ -13,7 +13,7 @@ use super::parents::{Parent, stat_if_present, unlink};
 use super::place::is_other_mount;
 use crate::model::{Sequence, TreePath};
 use crate::tree::metadata::file_type;
-use crate::tree::root::Identity;
+use crate::tree::root::identity_of;
 
 /// Most unfinished files that are remembered. Each is open for writing at the source.
 const UNFINISHED_MAX: usize = 65_536;
@@ -47,13 +47,13 @@ impl Replica {
             return Ok(());
         };
         let name = from.name().unwrap_or_default();
-        if target.stat.is_some_and(|there| Identity::of(&there) == Identity::of(&stat)) {
+        if target.stat.is_some_and(|there| identity_of(&there) == identity_of(&stat)) {
             // rename(2) does nothing between two names of one file.
             self.touch(&parent, None).at(from, "keep the time of the directory of")?;
             return unlink(&parent.fd, name).at(from, "remove");
         }
         let replaces = target.stat.is_some_and(|there| file_type(&there).is_file());
-        if replaces && self.unfinished.remove(&Identity::of(&stat)) {
+        if replaces && self.unfinished.remove(&identity_of(&stat)) {
             // A part must not replace a whole file (I2): that stays until the whole one comes.
             self.touch(&parent, None).at(from, "keep the time of the directory of")?;
             self.owed.push((to.clone(), true));
@@ -70,7 +70,7 @@ impl Replica {
             if self.unfinished.len() >= UNFINISHED_MAX {
                 self.unfinished.clear();
             }
-            self.unfinished.insert(Identity::of(&stat));
+            self.unfinished.insert(identity_of(&stat));
         }
         Ok(())
     }
@@ -96,7 +96,7 @@ impl Replica {
                 End { parent: Some(parent_a), stat: Some(stat_a) },
                 End { parent: Some(parent_b), stat: Some(stat_b) },
             ) => {
-                let is_unfinished = |stat| self.unfinished.contains(&Identity::of(stat));
+                let is_unfinished = |stat| self.unfinished.contains(&identity_of(stat));
                 if is_unfinished(&stat_a) || is_unfinished(&stat_b) {
                     self.announce_doubt(a, b).at(a, "write the marker for")?;
                     self.owed.extend([(a.clone(), true), (b.clone(), true)]);

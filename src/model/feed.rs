@@ -3,8 +3,7 @@
 use std::os::fd::BorrowedFd;
 use std::time::Instant;
 
-use crate::model::{Position, Record, Sequence, Timestamp, TreePath};
-use crate::tree::Identity;
+use super::{Identity, Position, Record, Sequence, Timestamp, TreePath};
 
 /// Where a source's records come from: the watch of a tree, or a sink.
 pub trait Feed {
