@@ -15,6 +15,7 @@ use std::path::PathBuf;
 use super::scan::Look;
 use super::unsettled::Unsettled;
 use super::*;
+use crate::model::feed::{Feed, FeedEvent, Progress};
 
 /// A tree and its watch, after the first scan.
 struct Fixture {

@@ -1,44 +1,28 @@
 //! A sink: follows one upstream and makes a directory equal to its tree.
 
+mod checkpoints;
+mod healing;
+mod open;
+
 use std::collections::{BTreeMap, VecDeque};
-use std::io;
 use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+pub use open::OpenError;
+
 use super::checkpointer::Checkpointer;
-use super::identity::{boot_id, load_node};
-use super::options::SinkOptions;
 use super::{LinkError, LinkId, Received, Role, RoleError};
-use crate::journal::checkpoint::Checkpoint;
-use crate::model::TreePath;
 use crate::model::limits::{BACKOFF_MS_MAX, BACKOFF_MS_MIN};
 use crate::session::{Receiver, ReceiverState};
-use crate::tree::replica::{ApplyError, Moved, Place, Problem, Replica, Room};
+use crate::tree::replica::{Place, Replica, Room};
 use crate::wire::{Frame, FrameKind, Item, Plan, Refusal, encode_message};
 
 /// Longest time for which directories' times and marks wait while the stream never pauses.
 const FLUSH_INTERVAL: Duration = Duration::from_millis(500);
 
-/// Time between two looks at whether ROOT is in place.
-const PLACE_INTERVAL: Duration = Duration::from_secs(1);
-
-/// Time between two looks at whether a full or read-only disk can be written to again.
-const ROOM_INTERVAL: Duration = Duration::from_secs(1);
-
 /// Most entries of the trash that are removed in one turn.
 const TRASH_ENTRIES_MAX: usize = 256;
-
-/// Why a sink cannot be opened.
-#[derive(Debug, thiserror::Error)]
-pub enum OpenError {
-    /// Its disk is full or read-only; this can be cured, and it may be opened then.
-    #[error("{0}")]
-    NotYet(String),
-    /// It cannot.
-    #[error(transparent)]
-    Role(#[from] RoleError),
-}
 
 /// Keeps one directory equal to the upstream's tree.
 pub struct Sink {
@@ -72,108 +56,9 @@ pub struct Sink {
 }
 
 impl Sink {
-    /// Opens the replica at `options.root`.
-    ///
-    /// # Errors
-    ///
-    /// If it holds something and never was a replica, unless `options.adopt`.
-    pub fn open(options: SinkOptions) -> Result<Self, OpenError> {
-        let path = options.root;
-        let fail =
-            |error: &dyn std::fmt::Display| RoleError(format!("{}: {error}", path.display()));
-        let node = load_node(&options.state_dir)?;
-        // Looked at before anything is made in it.
-        let was_replica = path.join(".mirror").join("checkpoint").exists();
-        if !was_replica && !options.adopt {
-            refuse_foreign(&path)?;
-        }
-        let mut replica = Replica::open(&path).map_err(|error| match error.is_transient() {
-            true => OpenError::NotYet(error.to_string()),
-            false => OpenError::Role(fail(&error)),
-        })?;
-        let checkpoint = Checkpoint::load(replica.control()).map_err(|error| fail(&error))?;
-        let mut state = ReceiverState::new(node);
-        if let Some(checkpoint) = checkpoint {
-            state.tree = Some(checkpoint.tree);
-            state.trusted_until = checkpoint.trusted_until;
-            state.watermarks = checkpoint.watermarks;
-            if let Some(marks) = &mut state.watermarks {
-                let moved = replica.recover_moved(marks.moved).map_err(|error| fail(&error))?;
-                match moved {
-                    // After a crash of the machine, a file system may have kept the marker and
-                    // lost the rename, or the reverse: a position is claimed only if none was
-                    // under way.
-                    Moved::Through(moved)
-                        if moved == marks.moved || checkpoint.boot_id == boot_id() =>
-                    {
-                        marks.moved = moved;
-                        state.durable = marks.applied;
-                    }
-                    Moved::Through(_) | Moved::Unknown => state.watermarks = None,
-                }
-            }
-            let renamed = state.watermarks.map(|marks| marks.moved)
-                != checkpoint.watermarks.map(|marks| marks.moved);
-            if renamed && !checkpoint.needs.is_empty() {
-                // Their paths are of before renames which nobody here knows any more.
-                state.need(TreePath::root(), false);
-            } else {
-                for (path, content) in checkpoint.needs {
-                    state.need(path, content);
-                }
-            }
-        }
-        let checkpointer =
-            Checkpointer::new(options.checkpoint_interval).map_err(|error| fail(&error))?;
-        let now = Instant::now();
-        Ok(Sink {
-            path,
-            replica,
-            state,
-            link: None,
-            frames: VecDeque::new(),
-            connect_at: now,
-            backoff: Duration::from_millis(BACKOFF_MS_MIN),
-            unreachable: None,
-            flush_at: None,
-            checkpointer,
-            checkpoint_failure: None,
-            said: BTreeMap::new(),
-            full: None,
-            look_at: now,
-            is_away: false,
-            has_trash: true,
-            started: now,
-            adopts: options.adopt,
-            failed: None,
-            received: None,
-        })
-    }
-
     /// Returns what the sink knows of its position.
     pub fn state(&self) -> &ReceiverState {
         &self.state
-    }
-
-    fn checkpoint(&self) -> Option<Checkpoint> {
-        Some(Checkpoint {
-            tree: self.state.tree?,
-            watermarks: self.state.watermarks,
-            trusted_until: self.state.trusted_until,
-            needs: self.state.needs().map(|(path, content)| (path.clone(), content)).collect(),
-            boot_id: boot_id(),
-        })
-    }
-
-    /// Notes durably that the tree is about to be in an unknown state, or says why it cannot.
-    fn begin_reconcile(&mut self) -> Result<(), String> {
-        let failed =
-            |error: &dyn std::fmt::Display| format!("its checkpoint cannot be written: {error}");
-        self.checkpointer.cancel();
-        if let Some(checkpoint) = self.checkpoint() {
-            checkpoint.save(self.replica.control()).map_err(|error| failed(&error))?;
-        }
-        self.replica.forget_moved().map_err(|error| failed(&error))
     }
 
     fn apply(&mut self, item: &Item, raw: &[u8], now: Instant) -> Result<(), LinkError> {
@@ -200,85 +85,6 @@ impl Sink {
         Ok(())
     }
 
-    /// Asks for what failed besides the items themselves.
-    fn take_problems(&mut self, now: Instant) {
-        for Problem { error, content } in self.replica.take_problems() {
-            self.state.need_after_failure(error.path.clone(), content, now);
-            self.note(&error, now);
-        }
-    }
-
-    fn note(&mut self, error: &ApplyError, now: Instant) {
-        if error.wants_room() {
-            // As of after the failure: what that gave back is no news.
-            self.full = self.replica.room().ok().map(|room| (room, now + ROOM_INTERVAL));
-        }
-        self.say(error);
-    }
-
-    /// Looks once a second whether ROOT is still what was opened. Nothing is applied while it is
-    /// away; without `.mirror` nothing can be any more.
-    fn look_at_place(&mut self, now: Instant) -> Result<(), LinkError> {
-        if now < self.look_at {
-            return Ok(());
-        }
-        self.look_at = now + PLACE_INTERVAL;
-        let path = self.path.display();
-        let place = self.replica.whereabouts();
-        let was_away = std::mem::replace(&mut self.is_away, place == Place::Away);
-        match place {
-            Place::Here if was_away => tracing::info!("{path}: it is back; going on"),
-            Place::Here => {}
-            Place::Away => {
-                if !was_away {
-                    tracing::error!(
-                        "{path}: it is not the directory any more that was opened: it was \
-                         renamed, replaced or unmounted; nothing is applied until it is back. If \
-                         what is there now is right, restart the sink"
-                    );
-                }
-                return Err(LinkError::Refuse(Refusal::StartOver("its ROOT is away".into())));
-            }
-            Place::Stripped => {
-                return Err(RoleError(format!(
-                    "{path}: its directory .mirror, or what is in it, was removed or replaced; \
-                     start the sink again with --adopt, which makes it anew and compares the tree"
-                ))
-                .into());
-            }
-        }
-        Ok(())
-    }
-
-    /// Asks at once for what waits if the disk that was full or read-only no longer is.
-    fn look_for_room(&mut self, now: Instant) {
-        let Some((full, look_at)) = &mut self.full else { return };
-        if now < *look_at {
-            return;
-        }
-        *look_at = now + ROOM_INTERVAL;
-        let more = self.replica.room().is_ok_and(|room| room.is_more_than(full));
-        if more {
-            self.state.retry();
-        }
-        if more || self.state.needs().next().is_none() {
-            self.full = None;
-        }
-    }
-
-    /// Says an error once until it is cured.
-    fn say(&mut self, error: &ApplyError) {
-        let kind = (error.action, error.source.raw_os_error().unwrap_or(0));
-        let count = self.said.entry(kind).or_insert(0);
-        *count += 1;
-        if *count == 1 {
-            tracing::error!(
-                "{}: {error}; it is tried again until it succeeds",
-                self.path.display()
-            );
-        }
-    }
-
     fn flush(&mut self, now: Instant) -> Result<(), LinkError> {
         self.flush_at = None;
         self.flush_replica(now);
@@ -300,49 +106,6 @@ impl Sink {
             self.state.need(path, content);
         }
         self.take_problems(now);
-    }
-
-    fn start_checkpoint(&mut self, now: Instant) {
-        let revision = self.state.revision();
-        let due = self.state.watermarks.and_then(|marks| self.checkpointer.due_at(marks, revision));
-        if due.is_none_or(|due| now < due) {
-            return;
-        }
-        let Some(checkpoint) = self.checkpoint() else { return };
-        let started = self.checkpointer.start(&self.replica, checkpoint, revision, now);
-        if let Err(error) = started {
-            self.say_checkpoint(Some(error.to_string()));
-        }
-    }
-
-    fn finish_checkpoint(&mut self) {
-        match self.checkpointer.finish() {
-            Some(Ok(marks)) => {
-                if self.state.watermarks.is_some_and(|now| now.epoch == marks.epoch) {
-                    self.state.durable = marks.applied;
-                    self.replica.handle_checkpoint(marks.moved);
-                }
-                self.say_checkpoint(None);
-            }
-            Some(Err(error)) => self.say_checkpoint(Some(error)),
-            None => {}
-        }
-    }
-
-    /// Says that checkpoints fail, and why, once until one succeeds.
-    fn say_checkpoint(&mut self, failure: Option<String>) {
-        match (&failure, &self.checkpoint_failure) {
-            (Some(now), before) if before.as_ref() != Some(now) => tracing::error!(
-                "{}: the checkpoint failed: {now}; it is tried again until it succeeds, and a \
-                 restart resumes from the last one",
-                self.path.display()
-            ),
-            (None, Some(_)) => {
-                tracing::info!("{}: checkpoints succeed again", self.path.display());
-            }
-            _ => {}
-        }
-        self.checkpoint_failure = failure;
     }
 
     /// What the upstream refused ends the process if trying again cannot help.
@@ -585,43 +348,6 @@ impl Role for Sink {
         }
         Ok(())
     }
-}
-
-/// Refuses a directory that holds something and never was a replica.
-fn refuse_foreign(path: &std::path::Path) -> Result<(), RoleError> {
-    let fail = |error: io::Error| RoleError(format!("{}: {error}", path.display()));
-    let entries = match std::fs::read_dir(path) {
-        Ok(entries) => entries,
-        Err(error) => return Err(fail(error)),
-    };
-    let mut names = Vec::new();
-    let mut more = 0;
-    for entry in entries {
-        let entry = entry.map_err(fail)?;
-        let name = entry.file_name();
-        let is_own = name == ".mirror";
-        let is_empty_lost_found = name == "lost+found"
-            && std::fs::read_dir(entry.path()).is_ok_and(|mut entries| entries.next().is_none());
-        if is_own || is_empty_lost_found {
-            continue;
-        }
-        if names.len() < 5 {
-            names.push(name.to_string_lossy().escape_debug().to_string());
-        } else {
-            more += 1;
-        }
-    }
-    if names.is_empty() {
-        return Ok(());
-    }
-    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-    Err(RoleError(format!(
-        "{}: it is not empty and never was a replica; a sink removes what its upstream does not \
-         have: {}{more} would be lost. Choose an empty directory, or use --adopt to make this one \
-         a replica and keep what is equal",
-        path.display(),
-        names.join(", ")
-    )))
 }
 
 /// Spreads the reconnects of many sinks over half of the pause.

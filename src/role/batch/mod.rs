@@ -1,41 +1,28 @@
 //! Reading a batch of jobs into frames: the first half of "read, drain, use".
 
+mod reading;
+
 use std::collections::{HashMap, HashSet};
-use std::io;
 use std::ops::Range;
 use std::time::{Duration, Instant};
+
+use reading::Reading;
 
 use super::problems::Problems;
 use super::{Confirmation, Feed, Progress};
 use crate::model::limits::*;
-use crate::model::{Identity, Name, RenameIndex, TreePath, What};
-use crate::session::sender::{BatchJob, Outcome, Travel};
-use crate::session::{Job, Look, Origin, Sender};
-use crate::tree::{Holder, Opened, Reader, Seen, StageReader};
+use crate::model::{Identity, RenameIndex, TreePath};
+use crate::session::sender::{BatchJob, Outcome};
+use crate::session::{Origin, Sender};
+use crate::tree::{Reader, StageReader};
 use crate::wire::frame::HEADER_BYTES;
-use crate::wire::{Content, Item, ItemsFrame, StageId};
+use crate::wire::{Item, ItemsFrame, StageId};
 
 /// Longest time for one batch, so that others get their turn.
 const BATCH_TIME_MAX: Duration = Duration::from_millis(10);
 
 /// Most jobs in one batch.
 const BATCH_JOBS_MAX: usize = 512;
-
-/// Most bytes of extended attributes of one entry. No file system in common use holds more for
-/// one, and a state must fit in a frame.
-const XATTRS_BYTES_MAX: usize = 512 << 10;
-
-/// Most bytes of other names in one state.
-const LINKS_BYTES_MAX: usize = 128 << 10;
-
-// The largest state, with the content behind it, is one frame.
-const _: () = assert!(
-    XATTRS_BYTES_MAX + LINKS_BYTES_MAX + INLINE_BYTES_MAX + PATH_BYTES_MAX + 4096
-        <= FRAME_BYTES_MAX
-);
-
-/// Times that a small file is read anew at once when it changed while it was read.
-const READ_ATTEMPTS_MAX: u32 = 3;
 
 /// Jobs that were read, in frames that were not sent yet.
 #[derive(Debug, Default)]
@@ -281,289 +268,12 @@ impl Batch {
     }
 }
 
-/// One job while it is read.
-struct Reading<'a, F: Feed> {
-    batch: &'a mut Batch,
-    sender: &'a mut Sender,
-    stages: &'a mut HashMap<StageId, StageReader>,
-    reader: &'a mut Reader,
-    feed: &'a mut F,
-    ranges: Vec<(usize, Range<usize>)>,
-    places: Vec<(Vec<u8>, Identity)>,
-    has_content: bool,
-}
-
-impl<F: Feed> Reading<'_, F> {
-    /// Reads one job. `None`: not now.
-    fn job(&mut self, job: Job) -> io::Result<Option<BatchJob>> {
-        // Renames and deep directories can make paths that no message holds; the watch says so.
-        if job.path.is_reserved() || job.path.as_bytes().len() > PATH_BYTES_MAX {
-            if let Origin::Commit(stage) = job.origin {
-                self.abandon(stage);
-            }
-            return Ok(Some(BatchJob::used(job)));
-        }
-        for attempt in 1.. {
-            let open = job.what.covers(What::NAME);
-            let opened = match self.reader.look(&job.path, open)? {
-                Seen::Absent { path, holder } => return Ok(Some(self.absent(job, path, holder))),
-                Seen::Entry(opened) => opened,
-            };
-            if let Some(holder) = opened.holder {
-                self.read_in(&job.path, holder.identity);
-            }
-            if let Origin::Commit(stage) = job.origin {
-                return self.commit(job, stage, *opened).map(Some);
-            }
-            if opened.entry.is_directory() {
-                return self.directory(job, *opened).map(Some);
-            }
-            let links = if opened.links > 1 {
-                self.feed.links(opened.identity, opened.links, &job.path)
-            } else {
-                Vec::new()
-            };
-            let look = Look {
-                entry: &opened.entry,
-                identity: opened.identity,
-                ctime: opened.ctime,
-                has_holes: opened.has_holes,
-                is_linked: opened.links > 1,
-                links: &links,
-            };
-            let (content, links) = match self.sender.content_for(&job, &look) {
-                Travel::As(content, links) => (content, links),
-                Travel::Inline(links) => {
-                    let last = attempt == READ_ATTEMPTS_MAX;
-                    self.has_content = true;
-                    if self.inline(&job, &opened, &links, last)? {
-                        let mut done = BatchJob::used(job);
-                        done.links = links;
-                        return Ok(Some(done));
-                    }
-                    self.reader.forget();
-                    continue;
-                }
-                Travel::Digest(links) => {
-                    let (digest, _) = opened.digest()?;
-                    (Content::Compare { digest: Some(digest) }, links)
-                }
-                Travel::Stage(stage) => {
-                    let file = opened.into_stage()?;
-                    let (size, path) = (file.size(), job.path.clone());
-                    self.push(&Item::StageOpen { stage, size, path });
-                    self.stages.insert(stage, file);
-                    // The stage was opened whatever becomes of the path.
-                    self.ranges.clear();
-                    return Ok(Some(BatchJob { outcome: Outcome::Staged, ..BatchJob::used(job) }));
-                }
-                Travel::Absorbed => return Ok(Some(BatchJob::used(job))),
-                Travel::Later => return Ok(None),
-            };
-            self.state(&job, &opened, content, links.clone())?;
-            let mut done = BatchJob::used(job);
-            if !matches!(content, Content::Keep) {
-                done.links = links;
-            }
-            return Ok(Some(done));
-        }
-        Ok(None)
-    }
-
-    fn absent(&mut self, job: Job, path: TreePath, holder: Option<Holder>) -> BatchJob {
-        if let Origin::Commit(stage) = job.origin {
-            self.abandon(stage);
-        }
-        let Some(holder) = holder else { return BatchJob::used(job) };
-        self.read_in(&path, holder.identity);
-        self.push(&Item::Absent { path, parent_mtime: Some(holder.mtime) });
-        BatchJob::used(job)
-    }
-
-    /// Sends a small file with its content. Returns `false` if it changed while it was read.
-    fn inline(
-        &mut self,
-        job: &Job,
-        opened: &Opened,
-        links: &[TreePath],
-        last_attempt: bool,
-    ) -> io::Result<bool> {
-        let crate::model::Kind::Regular { size } = opened.entry.kind else { return Ok(true) };
-        let content = Content::Inline { length: size as u32 };
-        let rest = self.state_with(job, opened, content, links.to_vec())?;
-        let index = self.batch.frames.len() - 1;
-        let unchanged = opened.read_whole(self.batch.frames[index].buffer(size as usize))?;
-        let (_, range) = self.ranges.last_mut().expect("the state was just pushed");
-        range.end = self.batch.frames[index].len();
-        if !unchanged && !last_attempt {
-            let (_, range) = self.ranges.pop().expect("the state was just pushed");
-            self.batch.frames[index].truncate(range.start);
-            return Ok(false);
-        }
-        self.linked(job, opened, rest);
-        Ok(true)
-    }
-
-    fn directory(&mut self, job: Job, opened: Opened) -> io::Result<BatchJob> {
-        // A directory that the feed does not know, or knows as another, is not the tree's.
-        self.places.push((job.path.as_bytes().to_vec(), opened.identity));
-        self.state(&job, &opened, Content::Keep, Vec::new())?;
-        let done = BatchJob::used(job);
-        if !done.job.what.covers(What::CONTENT) {
-            return Ok(done);
-        }
-        let path = done.job.path.clone();
-        let mut listed = self.reader.list(&opened)?;
-        if path.is_root() {
-            listed.retain(|(name, _)| !path.join(name).is_reserved());
-        }
-        if matches!(done.job.origin, Origin::Walk(_)) {
-            // Files first: the receiver builds a directory before it goes on to the next.
-            let files = listed.iter().filter(|(_, is_directory)| !is_directory);
-            let directories = listed.iter().filter(|(_, is_directory)| *is_directory);
-            let children = files.chain(directories).map(|(name, _)| path.join(name)).collect();
-            self.sender.visit(&done.job.origin, children);
-        }
-        self.names(&path, listed.into_iter().map(|(name, _)| name));
-        Ok(done)
-    }
-
-    fn names(&mut self, path: &TreePath, names: impl Iterator<Item = Name>) {
-        let mut names = names.peekable();
-        let mut after = Name::new();
-        loop {
-            let (mut part, mut bytes) = (Vec::new(), 0);
-            while bytes < NAMES_BYTES_MAX
-                && let Some(name) = names.next()
-            {
-                bytes += name.len() + 2;
-                part.push(serde_bytes::ByteBuf::from(name));
-            }
-            let last = names.peek().is_none();
-            let next = part.last().map(|name| name.to_vec()).unwrap_or_default();
-            self.push(&Item::Names { path: path.clone(), after, names: part, last });
-            if last {
-                return;
-            }
-            after = next;
-        }
-    }
-
-    /// Puts a staged file in place, or begins it anew if it changed while it was read.
-    fn commit(&mut self, job: Job, stage: StageId, opened: Opened) -> io::Result<BatchJob> {
-        let Some(file) = self.stages.get_mut(&stage) else {
-            self.abandon(stage);
-            return Ok(BatchJob::used(job));
-        };
-        if opened.stamp().identity() != file.stamp().identity() {
-            self.abandon(stage);
-            return Ok(BatchJob::used(job));
-        }
-        if opened.stamp() != file.stamp() {
-            let same_content = opened.stamp().is_same_content(&file.stamp());
-            if !same_content && self.sender.handle_stage_changed(stage) {
-                file.restart()?;
-                let (size, path) = (file.size(), job.path.clone());
-                self.push(&Item::StageOpen { stage, size, path });
-                self.ranges.clear(); // Also if the path is touched: it begins anew.
-                return Ok(BatchJob { outcome: Outcome::Staged, ..BatchJob::used(job) });
-            }
-        }
-        let size = file.size();
-        let Some(digest) = file.digest()? else {
-            self.abandon(stage);
-            return Ok(BatchJob::used(job));
-        };
-        let links = if opened.links > 1 {
-            self.feed.links(opened.identity, opened.links, &job.path)
-        } else {
-            Vec::new()
-        };
-        let mut opened = opened;
-        opened.entry.kind = crate::model::Kind::Regular { size };
-        let links = self.sender.commit_links(opened.identity, links);
-        self.has_content = true;
-        self.state(&job, &opened, Content::Staged { stage, digest }, links.clone())?;
-        Ok(BatchJob { links, ..BatchJob::used(job) })
-    }
-
-    /// Gives a stage up whose file is gone from its path, or is another one now.
-    fn abandon(&mut self, stage: StageId) {
-        self.sender.handle_stage_abandoned(stage);
-        self.push(&Item::StageAbort { stage });
-    }
-
-    fn state(
-        &mut self,
-        job: &Job,
-        opened: &Opened,
-        content: Content,
-        links: Vec<TreePath>,
-    ) -> io::Result<()> {
-        let rest = self.state_with(job, opened, content, links)?;
-        self.linked(job, opened, rest);
-        Ok(())
-    }
-
-    /// Appends a state with as many of its other names as it holds, and returns the rest of
-    /// them, which must follow it and its content by [`Reading::linked`].
-    fn state_with(
-        &mut self,
-        job: &Job,
-        opened: &Opened,
-        content: Content,
-        mut links: Vec<TreePath>,
-    ) -> io::Result<Vec<TreePath>> {
-        let xattrs = &opened.entry.metadata.xattrs;
-        let xattr_bytes: usize = xattrs.iter().map(|xattr| xattr.value.len() + 300).sum();
-        if xattr_bytes > XATTRS_BYTES_MAX {
-            return Err(rustix::io::Errno::TOOBIG.into());
-        }
-        let mut bytes = 0;
-        let fitting = links.iter().take_while(|link| {
-            bytes += link.as_bytes().len() + 3;
-            bytes <= LINKS_BYTES_MAX
-        });
-        let rest = links.split_off(fitting.count());
-        self.push(&Item::State {
-            path: job.path.clone(),
-            entry: opened.entry.clone(),
-            content,
-            links,
-            parent_mtime: opened.holder.map(|holder| holder.mtime),
-        });
-        Ok(rest)
-    }
-
-    /// Appends names of the file at a job's path, one by one.
-    fn linked(&mut self, job: &Job, opened: &Opened, links: Vec<TreePath>) {
-        for link in links {
-            self.push(&Item::State {
-                path: link,
-                entry: opened.entry.clone(),
-                content: Content::Linked,
-                links: vec![job.path.clone()],
-                parent_mtime: None,
-            });
-        }
-    }
-
-    fn push(&mut self, item: &Item) {
-        let range = self.batch.push(item);
-        self.ranges.push(range);
-    }
-
-    fn read_in(&mut self, path: &TreePath, identity: Identity) {
-        if let Some((parent, _)) = path.split_bytes() {
-            self.places.push((parent.to_vec(), identity));
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use super::reading::XATTRS_BYTES_MAX;
     use super::*;
     use crate::model::{Entry, Kind, Metadata, Timestamp, Xattr};
+    use crate::wire::Content;
 
     /// Whatever comes together, no frame is too big, and nothing is lost or out of order.
     #[test]

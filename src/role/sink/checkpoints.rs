@@ -1,0 +1,73 @@
+//! When a sink's position is saved, and what is said if it cannot be.
+
+use std::time::Instant;
+
+use super::super::identity::boot_id;
+use super::Sink;
+use crate::journal::checkpoint::Checkpoint;
+
+impl Sink {
+    pub(super) fn checkpoint(&self) -> Option<Checkpoint> {
+        Some(Checkpoint {
+            tree: self.state.tree?,
+            watermarks: self.state.watermarks,
+            trusted_until: self.state.trusted_until,
+            needs: self.state.needs().map(|(path, content)| (path.clone(), content)).collect(),
+            boot_id: boot_id(),
+        })
+    }
+
+    /// Notes durably that the tree is about to be in an unknown state, or says why it cannot.
+    pub(super) fn begin_reconcile(&mut self) -> Result<(), String> {
+        let failed =
+            |error: &dyn std::fmt::Display| format!("its checkpoint cannot be written: {error}");
+        self.checkpointer.cancel();
+        if let Some(checkpoint) = self.checkpoint() {
+            checkpoint.save(self.replica.control()).map_err(|error| failed(&error))?;
+        }
+        self.replica.forget_moved().map_err(|error| failed(&error))
+    }
+
+    pub(super) fn start_checkpoint(&mut self, now: Instant) {
+        let revision = self.state.revision();
+        let due = self.state.watermarks.and_then(|marks| self.checkpointer.due_at(marks, revision));
+        if due.is_none_or(|due| now < due) {
+            return;
+        }
+        let Some(checkpoint) = self.checkpoint() else { return };
+        let started = self.checkpointer.start(&self.replica, checkpoint, revision, now);
+        if let Err(error) = started {
+            self.say_checkpoint(Some(error.to_string()));
+        }
+    }
+
+    pub(super) fn finish_checkpoint(&mut self) {
+        match self.checkpointer.finish() {
+            Some(Ok(marks)) => {
+                if self.state.watermarks.is_some_and(|now| now.epoch == marks.epoch) {
+                    self.state.durable = marks.applied;
+                    self.replica.handle_checkpoint(marks.moved);
+                }
+                self.say_checkpoint(None);
+            }
+            Some(Err(error)) => self.say_checkpoint(Some(error)),
+            None => {}
+        }
+    }
+
+    /// Says that checkpoints fail, and why, once until one succeeds.
+    pub(super) fn say_checkpoint(&mut self, failure: Option<String>) {
+        match (&failure, &self.checkpoint_failure) {
+            (Some(now), before) if before.as_ref() != Some(now) => tracing::error!(
+                "{}: the checkpoint failed: {now}; it is tried again until it succeeds, and a \
+                 restart resumes from the last one",
+                self.path.display()
+            ),
+            (None, Some(_)) => {
+                tracing::info!("{}: checkpoints succeed again", self.path.display());
+            }
+            _ => {}
+        }
+        self.checkpoint_failure = failure;
+    }
+}

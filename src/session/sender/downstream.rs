@@ -1,0 +1,136 @@
+//! What the downstream says: its hello, its acknowledgements, its needs.
+
+use std::time::Instant;
+
+use super::super::walk::Mode;
+use super::{Sender, SourceState};
+use crate::model::limits::*;
+use crate::model::{RenameIndex, TreePath};
+use crate::wire::message::VERSIONS;
+use crate::wire::{DownstreamHello, Message, Plan, Refusal, UpstreamHello};
+
+impl Sender {
+    /// Handles a message of the downstream and returns the answer, if there is one. `source`
+    /// must be as of a drained watch.
+    ///
+    /// # Errors
+    ///
+    /// A [`Refusal`] to be sent as the last message.
+    pub fn handle_message(
+        &mut self,
+        message: Message,
+        source: &SourceState,
+        renames: &RenameIndex,
+        now: Instant,
+    ) -> Result<Option<Message>, Refusal> {
+        self.last_heard = now;
+        match message {
+            Message::DownstreamHello(hello) if !self.hello_done => {
+                let answer = self.handle_hello(&hello, source, renames)?;
+                Ok(Some(Message::UpstreamHello(answer)))
+            }
+            _ if !self.hello_done => Err(Refusal::Protocol("the first message is no hello".into())),
+            Message::Ack { moved, applied, durable, handled_bytes } => {
+                if handled_bytes > self.sent_bytes || moved > self.moved || durable > applied {
+                    return Err(Refusal::Protocol("acknowledged what was never sent".into()));
+                }
+                self.handled_bytes = self.handled_bytes.max(handled_bytes);
+                self.acked = (moved, applied, durable);
+                if let Some((sequence, clock)) = self.trusts
+                    && applied >= sequence
+                {
+                    self.trusted_until.1 = clock;
+                    self.trusts = None;
+                }
+                Ok(None)
+            }
+            Message::Need { id, path, content, moved } => {
+                // Where it is now cannot be told; after another hello it can.
+                if moved < self.moved.min(renames.floor()) {
+                    let reason = "it lags behind more renames than are kept for it".to_string();
+                    return Err(Refusal::StartOver(reason));
+                }
+                let mut trusted_until = self.trusted_until.1;
+                if path.is_root() {
+                    // It may stand for more needs than the downstream tells one by one, some
+                    // of which are for content that only looks equal.
+                    trusted_until = self.trusted_until.0;
+                    let answers = &mut self.answers;
+                    self.walks.retain(|(_, walk)| {
+                        answers.extend(walk.need);
+                        walk.need.is_none()
+                    });
+                }
+                if self.walks.len() > NEEDS_MAX * 2 || self.answers.len() > NEEDS_MAX * 16 {
+                    return Err(Refusal::Protocol("too many needs at once".into()));
+                }
+                let mode = if content { Mode::Full } else { Mode::Compare { trusted_until } };
+                // The path is as of what the downstream had applied; renames that are on their
+                // way to it have moved the entry since.
+                let path = renames
+                    .after(moved)
+                    .take_while(|(sequence, _)| *sequence <= self.moved)
+                    .fold(path, |path, (_, change)| change.translate(&path).unwrap_or(path));
+                self.start_walk(mode, Some(id), path);
+                Ok(None)
+            }
+            Message::DownstreamHello(_) => Err(Refusal::Protocol("a second hello".into())),
+            Message::UpstreamHello(_) | Message::Heartbeat { .. } => {
+                Err(Refusal::Protocol("a message of the wrong direction".into()))
+            }
+            Message::Bye(_) => Ok(None),
+        }
+    }
+
+    fn handle_hello(
+        &mut self,
+        hello: &DownstreamHello,
+        source: &SourceState,
+        renames: &RenameIndex,
+    ) -> Result<UpstreamHello, Refusal> {
+        let version = VERSIONS.agree(hello.versions).ok_or(Refusal::Version(VERSIONS))?;
+        if hello.tree.is_some_and(|tree| tree != source.tree) {
+            return Err(Refusal::WrongTree(source.tree));
+        }
+        if source.chain.contains(&hello.node) {
+            return Err(Refusal::Cycle(hello.node));
+        }
+        self.hello_done = true;
+        self.trusted_until = (hello.trusted_until, hello.trusted_until);
+        let floor = source.floor.max(renames.floor());
+        let plan = match hello.watermarks {
+            Some(marks)
+                if marks.epoch == source.epoch.id
+                    && floor <= marks.applied
+                    && marks.applied <= marks.moved
+                    && marks.moved <= source.head =>
+            {
+                self.moved = marks.moved;
+                self.read_through = marks.applied;
+                self.through_sent = Some(marks.applied);
+                Plan::Resume
+            }
+            _ => {
+                self.moved = source.head;
+                self.read_through = source.head;
+                if hello.empty {
+                    self.start_walk(Mode::Full, None, TreePath::root());
+                    Plan::Full { moved: source.head }
+                } else {
+                    let trusted_until = hello.trusted_until;
+                    self.start_walk(Mode::Compare { trusted_until }, None, TreePath::root());
+                    Plan::Compare { moved: source.head }
+                }
+            }
+        };
+        Ok(UpstreamHello {
+            version,
+            tree: source.tree,
+            chain: source.chain.clone(),
+            epoch: source.epoch,
+            plan,
+            head: source.head,
+            clock: source.clock,
+        })
+    }
+}
