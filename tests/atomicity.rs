@@ -101,6 +101,61 @@ fn reader_of_a_file_replaced_by_a_slow_writer() {
     });
 }
 
+/// A sink that is killed forgets which of its files are parts: it is told anew, and takes no
+/// rename for granted before.
+#[test]
+fn reader_of_a_file_whose_part_outlived_the_sink() {
+    let text = |number: u64| format!("{number:08}\n").repeat(300_000);
+    let mut pair = Pair::new();
+    let (file, temporary) = (pair.src.join("file"), pair.src.join("temporary"));
+    fs::write(&file, text(0)).unwrap();
+    pair.start();
+    pair.wait_equal();
+    let replica = |name: &str| pair.dst.join(name);
+    let (replica_file, replica_temporary) = (replica("file"), replica("temporary"));
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Relaxed) {
+                let seen = fs::read_to_string(&replica_file).unwrap();
+                let number = seen[..8].parse().unwrap();
+                assert!(seen == text(number), "part of version {number}: {} bytes", seen.len());
+            }
+        });
+        for number in 1..=6 {
+            let whole = text(number);
+            let (part, rest) = whole.split_at(whole.len() / 2);
+            let mut writer = fs::File::create(&temporary).unwrap();
+            std::io::Write::write_all(&mut writer, part.as_bytes()).unwrap();
+            pair.wait_for("a part", || {
+                fs::metadata(&replica_temporary).is_ok_and(|there| there.len() == part.len() as u64)
+            });
+            pair.sink().kill9();
+            let mut finish = || {
+                std::io::Write::write_all(&mut writer, rest.as_bytes()).unwrap();
+                fs::rename(&temporary, &file).unwrap();
+            };
+            if number % 2 == 0 {
+                finish();
+                pair.start_sink();
+            } else {
+                pair.start_sink();
+                // It is connected again when something else comes.
+                let sign = format!("sign-{number}");
+                fs::write(pair.src.join(&sign), "").unwrap();
+                pair.wait_for("the sign", || pair.dst.join(&sign).exists());
+                finish();
+            }
+            drop(writer);
+            pair.wait_for("the whole", || {
+                fs::read(&replica_file).is_ok_and(|there| there == whole.as_bytes())
+            });
+        }
+        done.store(true, Relaxed);
+    });
+    pair.converge();
+}
+
 #[test]
 fn reader_of_a_file_exchanged_2_000_times() {
     // Both names hold whole versions at all times. A replica that lags exchanges what it has,

@@ -24,7 +24,6 @@ use std::rc::Rc;
 use std::time::Instant;
 
 use mirror::journal::Journal;
-use mirror::model::Identity;
 use mirror::model::limits::{INLINE_BYTES_MAX, NEEDS_MAX, RENAMES_MAX, TRANSFER_ATTEMPTS_MAX};
 use mirror::model::*;
 use mirror::role::identity::SourceIdentity;
@@ -485,7 +484,7 @@ fn too_many_needs_become_one_for_everything() {
 
 /// A feed of records that a test makes.
 #[derive(Clone, Default)]
-struct Given(Rc<RefCell<VecDeque<Record>>>);
+struct Given(Rc<RefCell<VecDeque<Record>>>, Vec<TreePath>);
 
 impl Feed for Given {
     fn poll_event(&mut self) -> Option<FeedEvent> {
@@ -514,15 +513,17 @@ impl Feed for Given {
     fn progress(&self, _: &TreePath) -> Progress {
         Progress::Finished
     }
+    fn unfinished(&self) -> Vec<TreePath> {
+        self.1.clone()
+    }
     fn mark(&mut self, _: &TreePath) {}
     fn hold(&mut self) -> Option<String> {
         None
     }
 }
 
-/// Each rename that is not sent leaves an entry at a path that it does not have.
-#[test]
-fn a_session_that_falls_behind_the_rename_index_starts_over() {
+/// A source of an empty tree whose records a test makes, and the number of the next record.
+fn given_source(feed: Given) -> (tempfile::TempDir, Source<Given>, u64) {
     let scratch = common::machine::scratch();
     let [root, state] = ["root", "state"].map(|name| scratch.path().join(name));
     for directory in [&root, &state] {
@@ -531,15 +532,71 @@ fn a_session_that_falls_behind_the_rename_index_starts_over() {
     let tree = Root::open(&root).unwrap();
     let identity = SourceIdentity::load(&state, &tree, false).unwrap();
     let journal = Journal::open(&state.join("journal"), 64 << 20).unwrap();
-    let (first, feed) = (journal.next_sequence().0, Given::default());
-    let mut source = Source::new(root, feed.clone(), journal, Reader::new(tree), identity).unwrap();
-    let (link, now) = (LinkId(1), Instant::now());
+    let first = journal.next_sequence().0;
+    let source = Source::new(root, feed, journal, Reader::new(tree), identity).unwrap();
+    (scratch, source, first)
+}
+
+/// Has a downstream connect with `hello`.
+fn connect(source: &mut Source<Given>, link: LinkId, hello: DownstreamHello) {
+    let now = Instant::now();
     source.handle_connected(link, now);
-    let bytes = encode_message(&Message::DownstreamHello(hello(None)));
     let mut decoder = FrameDecoder::default();
-    decoder.receive(&bytes);
+    decoder.receive(&encode_message(&Message::DownstreamHello(hello)));
     let (frame, length) = decoder.next_frame().unwrap().unwrap();
     source.handle_frame(link, frame, length, now).unwrap();
+}
+
+/// Returns the messages and the items that a source has for a link.
+fn transmitted(source: &mut Source<Given>, link: LinkId) -> (Vec<Message>, Vec<Item>) {
+    let (mut messages, mut items) = (Vec::new(), Vec::new());
+    while let Some(bytes) = source.poll_transmit(link, Instant::now()).unwrap() {
+        let mut decoder = FrameDecoder::default();
+        decoder.receive(&bytes);
+        let (frame, _) = decoder.next_frame().unwrap().unwrap();
+        match frame.kind {
+            FrameKind::Message => messages.push(frame.message().unwrap()),
+            FrameKind::Items => items.extend(frame.items().map(|item| item.unwrap().0)),
+        }
+    }
+    (messages, items)
+}
+
+/// A sink that was killed may have parts of files that it took for whole ones before a rename.
+#[test]
+fn unfinished_files_are_told_behind_the_renames_that_were_missed() {
+    let unfinished = [TreePath::new("b").unwrap(), TreePath::new("open").unwrap()];
+    let feed = Given(Rc::default(), unfinished.to_vec());
+    let (_scratch, mut source, first) = given_source(feed.clone());
+    let (before, after) = (LinkId(1), LinkId(2));
+    connect(&mut source, before, hello(None));
+    let (messages, items) = transmitted(&mut source, before);
+    let [Message::UpstreamHello(upstream)] = &messages[..] else { panic!("{messages:?}") };
+    let told = unfinished.map(|path| Item::Unfinished { path });
+    assert_eq!(items[..2], told);
+    let sequence = Sequence(first);
+    feed.0.borrow_mut().push_back(Record { sequence, change: rename("a", "b") });
+    let head = upstream.head;
+    let marks = Watermarks { epoch: upstream.epoch.id, moved: head, applied: head };
+    connect(&mut source, after, DownstreamHello { watermarks: Some(marks), ..hello(None) });
+    let (_, items) = transmitted(&mut source, after);
+    assert!(matches!(items[0], Item::Rename { .. }), "{items:?}");
+    assert_eq!(items[1..3], told);
+    // To those who stay it is no news.
+    feed.0
+        .borrow_mut()
+        .push_back(Record { sequence: Sequence(first + 1), change: rename("b", "c") });
+    let (_, items) = transmitted(&mut source, after);
+    assert!(!items.iter().any(|item| matches!(item, Item::Unfinished { .. })), "{items:?}");
+}
+
+/// Each rename that is not sent leaves an entry at a path that it does not have.
+#[test]
+fn a_session_that_falls_behind_the_rename_index_starts_over() {
+    let feed = Given::default();
+    let (_scratch, mut source, first) = given_source(feed.clone());
+    let (link, now) = (LinkId(1), Instant::now());
+    connect(&mut source, link, hello(None));
     while source.poll_transmit(link, now).unwrap().is_some() {}
     // While the link takes nothing, more happens than the index holds.
     let count = RENAMES_MAX as u64 + 10;

@@ -41,6 +41,9 @@ pub trait Feed {
     /// Returns how far the writing of the file at `path` is.
     fn progress(&self, path: &TreePath) -> Progress;
 
+    /// Returns the files whose writing is not finished, by one name each.
+    fn unfinished(&self) -> Vec<TreePath>;
+
     /// Makes a record that the entry at `path` must be read again: it could not be read.
     fn mark(&mut self, path: &TreePath);
 

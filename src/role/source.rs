@@ -16,7 +16,7 @@ use crate::model::{Change, Epoch, Position, RenameIndex, Sequence, Timestamp, Tr
 use crate::session::{Sender, SourceState};
 use crate::tree::{Reader, Root, StageReader};
 use crate::watch::{Watch, WatchOptions, wall_clock};
-use crate::wire::{Frame, FrameKind, Message, Refusal, StageId, encode_message};
+use crate::wire::{Frame, FrameKind, Item, Message, Refusal, StageId, encode_message};
 
 /// Time between two attempts while nothing may be sent.
 const RETRY: Duration = Duration::from_millis(500);
@@ -257,6 +257,11 @@ impl<F: Feed> Source<F> {
                 sender.handle_sent(frame.len(), true, now);
                 frames.push_back(frame);
                 return Ok(true);
+            }
+        }
+        if sender.take_unfinished() {
+            for path in self.feed.unfinished() {
+                batch.push(&Item::Unfinished { path });
             }
         }
         if let Some(after) = sender.wants_records(state.head) {

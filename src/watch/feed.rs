@@ -127,6 +127,10 @@ impl Feed for Watch {
         progress.unwrap_or(Progress::Finished).max(self.unsettled.progress(&place))
     }
 
+    fn unfinished(&self) -> Vec<TreePath> {
+        self.unsettled.places().filter_map(|place| self.path_of(place)).collect()
+    }
+
     fn mark(&mut self, path: &TreePath) {
         self.dirty(path.clone(), What::CONTENT);
     }

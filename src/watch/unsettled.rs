@@ -138,6 +138,11 @@ impl Unsettled {
         }
     }
 
+    /// Returns the files, wherever their names are known.
+    pub fn places(&self) -> impl Iterator<Item = &Place> {
+        self.files.keys()
+    }
+
     /// Returns a moment before which nothing is due.
     pub fn next_due(&self) -> Option<Instant> {
         if self.files.is_empty() { None } else { self.earliest }

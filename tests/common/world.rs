@@ -116,6 +116,9 @@ impl Feed for RacyFeed {
     fn progress(&self, path: &TreePath) -> Progress {
         self.watch.progress(path)
     }
+    fn unfinished(&self) -> Vec<TreePath> {
+        self.watch.unfinished()
+    }
     fn mark(&mut self, path: &TreePath) {
         self.watch.mark(path)
     }

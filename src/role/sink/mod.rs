@@ -153,6 +153,7 @@ impl Role for Sink {
 
     fn handle_connected(&mut self, link: LinkId, now: Instant) {
         self.frames.clear();
+        self.replica.begin_connection();
         if self.adopts && self.state.watermarks.is_none() {
             self.state.forget(); // Whatever it was a replica of, it becomes one of this.
         }

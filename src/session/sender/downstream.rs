@@ -95,7 +95,7 @@ impl Sender {
         if source.chain.contains(&hello.node) {
             return Err(Refusal::Cycle(hello.node));
         }
-        self.hello_done = true;
+        (self.hello_done, self.owes_unfinished) = (true, true);
         self.trusted_until = (hello.trusted_until, hello.trusted_until);
         let floor = source.floor.max(renames.floor());
         let plan = match hello.watermarks {

@@ -43,6 +43,8 @@ pub struct SourceState {
 #[derive(Debug)]
 pub struct Sender {
     hello_done: bool,
+    /// Whether the downstream must still be told which of its files may be parts.
+    owes_unfinished: bool,
     /// Renames through this are sent.
     moved: Sequence,
     /// Records through this were taken from the journal.
@@ -85,6 +87,7 @@ impl Sender {
     pub fn new(now: Instant) -> Self {
         Sender {
             hello_done: false,
+            owes_unfinished: false,
             moved: Sequence(0),
             read_through: Sequence(0),
             records: VecDeque::new(),
@@ -146,6 +149,13 @@ impl Sender {
             Change::Exchange { a, b } => Item::Exchange { sequence, a, b },
             Change::Dirty { .. } | Change::Through { .. } => return None,
         })
+    }
+
+    /// Returns whether the downstream is to be told now which files are unfinished: once, behind
+    /// the renames that it had missed and before anything else. It may have been killed since it
+    /// was told, and until this comes it lets no rename replace a file.
+    pub fn take_unfinished(&mut self) -> bool {
+        std::mem::take(&mut self.owes_unfinished)
     }
 
     /// Returns whether renames that this downstream needs are not kept any more: it must start

@@ -28,11 +28,12 @@ mod special;
 mod stages;
 mod times;
 mod trash;
+mod unfinished;
 
 #[cfg(test)]
 mod tests;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
@@ -47,7 +48,7 @@ pub use marker::Moved;
 
 use super::metadata;
 use super::root::{Root, identity_of, open_beneath, stat_at, stat_fd};
-use crate::model::{Identity, Kind, TreePath};
+use crate::model::{Kind, TreePath};
 use crate::wire::{Content, Item, StageId};
 use directory::StagedDirectory;
 use marker::Marker;
@@ -55,6 +56,7 @@ use names::list;
 use parents::Parent;
 use stages::StagedFile;
 use times::PendingTimes;
+use unfinished::Unfinished;
 
 /// Name of the directory in ROOT that is the replica's own.
 pub const CONTROL_NAME: &str = ".mirror";
@@ -80,9 +82,7 @@ pub struct Replica {
     stages: HashMap<StageId, StagedFile>,
     pending: PendingTimes,
     marker: Marker,
-    /// Files of which only a part may be here, by inode, so that renames need no attention and
-    /// new content, a new inode, ends it.
-    unfinished: HashSet<Identity>,
+    unfinished: Unfinished,
     /// What must be asked of the upstream.
     owed: Vec<(TreePath, bool)>,
     /// What failed besides the item at hand.
@@ -168,7 +168,7 @@ impl Replica {
             stages: HashMap::new(),
             pending: PendingTimes::default(),
             marker,
-            unfinished: HashSet::new(),
+            unfinished: Unfinished::default(),
             owed: Vec::new(),
             problems: Vec::new(),
             last_number: AtomicU64::new(0),
@@ -293,6 +293,7 @@ impl Replica {
             staged.awaited = staged.awaited.saturating_sub(1);
             staged.is_empty = false;
         }
+        self.follow_unfinished(item)?;
         match item {
             Item::Rename { sequence, from, to } => self.rename(*sequence, from, to),
             Item::Exchange { sequence, a, b } => self.exchange(*sequence, a, b),

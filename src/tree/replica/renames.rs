@@ -15,13 +15,10 @@ use crate::model::{Sequence, TreePath};
 use crate::tree::metadata::file_type;
 use crate::tree::root::identity_of;
 
-/// Most unfinished files that are remembered. Each is open for writing at the source.
-const UNFINISHED_MAX: usize = 65_536;
-
 /// One end of a rename: its directory, if there is one, and what is there.
 pub(super) struct End {
     parent: Option<Arc<Parent>>,
-    stat: Option<rustix::fs::Statx>,
+    pub(super) stat: Option<rustix::fs::Statx>,
 }
 
 impl Replica {
@@ -53,26 +50,14 @@ impl Replica {
             return unlink(&parent.fd, name).at(from, "remove");
         }
         let replaces = target.stat.is_some_and(|there| file_type(&there).is_file());
-        if replaces && self.unfinished.remove(&identity_of(&stat)) {
+        if replaces && self.unfinished.may_be(&stat) {
             // A part must not replace a whole file (I2): that stays until the whole one comes.
             self.touch(&parent, None).at(from, "keep the time of the directory of")?;
             self.owed.push((to.clone(), true));
+            self.unfinished.forget(&stat);
             return unlink(&parent.fd, name).at(from, "remove");
         }
         self.move_over(from, &parent, to)
-    }
-
-    /// Notes that what is at `path` may be a part of a file.
-    pub(super) fn note_unfinished(&mut self, path: &TreePath) -> Result<(), ApplyError> {
-        if let Some(stat) = self.end(path)?.stat
-            && file_type(&stat).is_file()
-        {
-            if self.unfinished.len() >= UNFINISHED_MAX {
-                self.unfinished.clear();
-            }
-            self.unfinished.insert(identity_of(&stat));
-        }
-        Ok(())
     }
 
     /// Lets `a` and `b` change places.
@@ -96,8 +81,7 @@ impl Replica {
                 End { parent: Some(parent_a), stat: Some(stat_a) },
                 End { parent: Some(parent_b), stat: Some(stat_b) },
             ) => {
-                let is_unfinished = |stat| self.unfinished.contains(&identity_of(stat));
-                if is_unfinished(&stat_a) || is_unfinished(&stat_b) {
+                if self.unfinished.may_be(&stat_a) || self.unfinished.may_be(&stat_b) {
                     self.announce_doubt(a, b).at(a, "write the marker for")?;
                     self.owed.extend([(a.clone(), true), (b.clone(), true)]);
                     return Ok(());
@@ -141,7 +125,7 @@ impl Replica {
         Ok((source, target))
     }
 
-    fn end(&mut self, path: &TreePath) -> Result<End, ApplyError> {
+    pub(super) fn end(&mut self, path: &TreePath) -> Result<End, ApplyError> {
         let parent = self.parent_if_present(path)?;
         let name = path.name().unwrap_or_default();
         let stat = match &parent {

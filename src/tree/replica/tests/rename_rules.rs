@@ -125,6 +125,56 @@ fn an_exchange_swaps_moves_the_only_one_or_needs_both() {
     assert_eq!(needs, [(path("p"), true), (path("q"), true)]);
 }
 
+/// I2: a part must not take the place of a whole file, which stays until the whole one comes.
+#[test]
+fn an_unfinished_file_replaces_none() {
+    let mut fixture = Fixture::new();
+    for at in ["part", "to", "other", "log", "whole"] {
+        fixture.file(at, at.as_bytes());
+    }
+    let unfinished = |at: &str| Item::Unfinished { path: path(at) };
+    for at in ["part", "log"] {
+        fixture.done(unfinished(at), b"");
+    }
+    assert_eq!(fixture.apply(rename(1, "part", "to"), b""), [(path("to"), true)]);
+    assert_eq!((fixture.exists("part"), fixture.read("to")), (false, b"to".to_vec()));
+    // To a name where nothing is, it moves, as logs do, and stays what it is.
+    fixture.done(rename(2, "log", "log.1"), b"");
+    let both = [(path("log.1"), true), (path("other"), true)];
+    assert_eq!(fixture.apply(exchange(3, "log.1", "other"), b""), both);
+    assert_eq!(fixture.apply(rename(4, "log.1", "other"), b""), [(path("other"), true)]);
+    // Whole content ends it, and others were never in doubt.
+    fixture.file("part", b"part");
+    fixture.done(unfinished("part"), b"");
+    fixture.file("part", b"whole now");
+    fixture.done(rename(5, "part", "to"), b"");
+    fixture.done(rename(6, "whole", "other"), b"");
+    assert_eq!((fixture.read("to"), fixture.read("other")), (b"whole now".into(), b"whole".into()));
+}
+
+/// Which files are parts is told behind the renames that were missed.
+#[test]
+fn a_connection_begins_with_every_file_in_doubt() {
+    let mut fixture = Fixture::new();
+    for at in ["a", "b", "part", "c", "d"] {
+        fixture.file(at, at.as_bytes());
+    }
+    fixture.directory("x");
+    fixture.directory("y");
+    fixture.flush();
+    fixture.replica.begin_connection();
+    assert_eq!(fixture.apply(rename(1, "a", "b"), b""), [(path("b"), true)]);
+    assert_eq!(fixture.read("b"), b"b");
+    // Directories never are, and a file that replaces none does no harm.
+    fixture.done(exchange(2, "x", "y"), b"");
+    fixture.done(rename(3, "part", "moved"), b"");
+    fixture.done(Item::Unfinished { path: path("moved") }, b"");
+    fixture.done(Item::Answered { id: 7 }, b"");
+    fixture.done(rename(4, "c", "d"), b"");
+    assert_eq!(fixture.read("d"), b"c");
+    assert_eq!(fixture.apply(rename(5, "moved", "d"), b""), [(path("d"), true)]);
+}
+
 #[test]
 fn a_rename_of_a_staged_directory_publishes_it_first() {
     let mut fixture = Fixture::new();

@@ -1,0 +1,86 @@
+//! Files of which only a part may be here, for the source's was not finished when it was read.
+//!
+//! By a rename, a part could take the place of a whole file (I2). Which they are is not kept
+//! over the end of the process: the upstream tells it at the beginning of each connection,
+//! behind the renames that were missed. Until then any file may be a part.
+
+use std::collections::HashSet;
+
+use rustix::fs::Statx;
+
+use super::Replica;
+use super::error::ApplyError;
+use crate::model::{Identity, TreePath};
+use crate::tree::metadata::file_type;
+use crate::tree::root::identity_of;
+use crate::wire::{Content, Item};
+
+/// Most files that are remembered. Each is open for writing at the source.
+const FILES_MAX: usize = 65_536;
+
+/// See the module. Files are known by their inodes, so that renames need no attention.
+#[derive(Debug, Default)]
+pub(super) struct Unfinished {
+    files: HashSet<Identity>,
+    /// Whether it was not told yet which they are.
+    is_untold: bool,
+    /// Whether there were too many to remember.
+    is_overfull: bool,
+}
+
+impl Unfinished {
+    /// Returns whether the file may be a part.
+    pub fn may_be(&self, stat: &Statx) -> bool {
+        file_type(stat).is_file()
+            && (self.is_untold || self.is_overfull || self.files.contains(&identity_of(stat)))
+    }
+
+    /// Forgets the file if the name at which it was seen, and now goes, is its only one.
+    pub fn forget(&mut self, stat: &Statx) {
+        if stat.stx_nlink == 1 {
+            self.files.remove(&identity_of(stat));
+        }
+    }
+
+    fn note(&mut self, stat: &Statx) {
+        self.is_overfull |= self.files.len() >= FILES_MAX;
+        if file_type(stat).is_file() && !self.is_overfull {
+            self.files.insert(identity_of(stat));
+        }
+    }
+}
+
+impl Replica {
+    /// Says that a connection begins, at which it is told anew which files are unfinished.
+    pub fn begin_connection(&mut self) {
+        self.unfinished = Unfinished { is_untold: true, ..Unfinished::default() };
+    }
+
+    /// Notes what an item, which is about to be applied, says of unfinished files.
+    pub(super) fn follow_unfinished(&mut self, item: &Item) -> Result<(), ApplyError> {
+        match item {
+            Item::Rename { .. } | Item::Exchange { .. } => return Ok(()),
+            Item::Unfinished { .. } => {}
+            _ => self.unfinished.is_untold = false,
+        }
+        // What new content replaces is nobody's part any more.
+        if let Item::State {
+            path, content: Content::Inline { .. } | Content::Staged { .. }, ..
+        }
+        | Item::Absent { path, .. } = item
+            && !self.unfinished.files.is_empty()
+            && let Some(stat) = self.end(path)?.stat
+        {
+            self.unfinished.forget(&stat);
+        }
+        Ok(())
+    }
+
+    /// Notes that what is at `path` may be a part of a file.
+    pub(super) fn note_unfinished(&mut self, path: &TreePath) -> Result<(), ApplyError> {
+        if let Some(stat) = self.end(path)?.stat {
+            self.unfinished.note(&stat);
+        }
+        Ok(())
+    }
+}
