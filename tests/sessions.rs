@@ -17,7 +17,7 @@
 
 mod common;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::os::fd::BorrowedFd;
 use std::rc::Rc;
@@ -484,11 +484,16 @@ fn too_many_needs_become_one_for_everything() {
 
 /// A feed of records that a test makes.
 #[derive(Clone, Default)]
-struct Given(Rc<RefCell<VecDeque<Record>>>, Vec<TreePath>);
+struct Given {
+    records: Rc<RefCell<VecDeque<Record>>>,
+    unfinished: Vec<TreePath>,
+    /// How often it was asked for the names of a file.
+    asked: Rc<Cell<u32>>,
+}
 
 impl Feed for Given {
     fn poll_event(&mut self) -> Option<FeedEvent> {
-        self.0.borrow_mut().pop_front().map(FeedEvent::Record)
+        self.records.borrow_mut().pop_front().map(FeedEvent::Record)
     }
     fn committed(&mut self, _position: Position) {}
     fn start(&mut self, _next: Sequence) {}
@@ -505,6 +510,7 @@ impl Feed for Given {
         Timestamp::default()
     }
     fn links(&mut self, _: Identity, _: u32, _: &TreePath) -> Vec<TreePath> {
+        self.asked.set(self.asked.get() + 1);
         Vec::new()
     }
     fn confirm(&mut self, _: &[u8], _: Identity) -> Confirmation {
@@ -514,7 +520,7 @@ impl Feed for Given {
         Progress::Finished
     }
     fn unfinished(&self) -> Vec<TreePath> {
-        self.1.clone()
+        self.unfinished.clone()
     }
     fn mark(&mut self, _: &TreePath) {}
     fn hold(&mut self) -> Option<String> {
@@ -566,7 +572,7 @@ fn transmitted(source: &mut Source<Given>, link: LinkId) -> (Vec<Message>, Vec<I
 #[test]
 fn unfinished_files_are_told_behind_the_renames_that_were_missed() {
     let unfinished = [TreePath::new("b").unwrap(), TreePath::new("open").unwrap()];
-    let feed = Given(Rc::default(), unfinished.to_vec());
+    let feed = Given { unfinished: unfinished.to_vec(), ..Given::default() };
     let (_scratch, mut source, first) = given_source(feed.clone());
     let (before, after) = (LinkId(1), LinkId(2));
     connect(&mut source, before, hello(None));
@@ -575,7 +581,7 @@ fn unfinished_files_are_told_behind_the_renames_that_were_missed() {
     let told = unfinished.map(|path| Item::Unfinished { path });
     assert_eq!(items[..2], told);
     let sequence = Sequence(first);
-    feed.0.borrow_mut().push_back(Record { sequence, change: rename("a", "b") });
+    feed.records.borrow_mut().push_back(Record { sequence, change: rename("a", "b") });
     let head = upstream.head;
     let marks = Watermarks { epoch: upstream.epoch.id, moved: head, applied: head };
     connect(&mut source, after, DownstreamHello { watermarks: Some(marks), ..hello(None) });
@@ -583,11 +589,31 @@ fn unfinished_files_are_told_behind_the_renames_that_were_missed() {
     assert!(matches!(items[0], Item::Rename { .. }), "{items:?}");
     assert_eq!(items[1..3], told);
     // To those who stay it is no news.
-    feed.0
+    feed.records
         .borrow_mut()
         .push_back(Record { sequence: Sequence(first + 1), change: rename("b", "c") });
     let (_, items) = transmitted(&mut source, after);
     assert!(!items.iter().any(|item| matches!(item, Item::Unfinished { .. })), "{items:?}");
+}
+
+/// To look for all names at each of them costs the square of their number.
+#[test]
+fn a_walk_of_the_whole_tree_asks_for_the_names_of_a_file_once_at_most() {
+    let feed = Given::default();
+    let (scratch, mut source, _) = given_source(feed.clone());
+    let name = |number| scratch.path().join("root").join(format!("name-{number}"));
+    std::fs::write(name(0), "x").unwrap();
+    for number in 1..10 {
+        std::fs::hard_link(name(0), name(number)).unwrap();
+    }
+    for (link, empty, asked) in [(1, true, 0), (2, false, 1)] {
+        feed.asked.set(0);
+        connect(&mut source, LinkId(link), DownstreamHello { empty, ..hello(None) });
+        let (_, items) = transmitted(&mut source, LinkId(link));
+        let linked = |item: &&Item| matches!(item, Item::State { content: Content::Linked, .. });
+        assert_eq!(items.iter().filter(linked).count(), 9);
+        assert_eq!(feed.asked.get(), asked, "empty: {empty}");
+    }
 }
 
 /// Each rename that is not sent leaves an entry at a path that it does not have.
@@ -603,10 +629,10 @@ fn a_session_that_falls_behind_the_rename_index_starts_over() {
     for number in 0..count {
         let change = if number % 2 == 0 { rename("a", "b") } else { rename("b", "a") };
         let sequence = Sequence(first + number);
-        feed.0.borrow_mut().push_back(Record { sequence, change });
+        feed.records.borrow_mut().push_back(Record { sequence, change });
     }
     // A turn takes so long at most, and asks for another.
-    while !feed.0.borrow().is_empty() {
+    while !feed.records.borrow().is_empty() {
         source.handle_readable(Instant::now()).unwrap();
     }
     let mut sent = 0;

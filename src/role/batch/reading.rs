@@ -66,7 +66,7 @@ impl<F: Feed> Reading<'_, F> {
             if opened.entry.is_directory() {
                 return self.directory(job, *opened).map(Some);
             }
-            let links = if opened.links > 1 {
+            let links = if opened.links > 1 && self.sender.wants_links(&job, opened.identity) {
                 self.feed.links(opened.identity, opened.links, &job.path)
             } else {
                 Vec::new()

@@ -14,7 +14,8 @@ use std::time::{Duration, Instant};
 
 use crate::model::limits::*;
 use crate::model::{
-    Change, Epoch, Kind, NodeId, Record, RenameIndex, Sequence, Timestamp, TreeId, TreePath, What,
+    Change, Epoch, Identity, Kind, NodeId, Record, RenameIndex, Sequence, Timestamp, TreeId,
+    TreePath, What,
 };
 use crate::wire::{Content, Item, Message, Refusal};
 
@@ -239,6 +240,17 @@ impl Sender {
         None
     }
 
+    /// Returns whether the other names of a file matter for a job: not where a walk of the whole
+    /// tree sends each when it comes to it. To look for all of them at each would cost the
+    /// square of their number.
+    pub fn wants_links(&self, job: &Job, identity: Identity) -> bool {
+        let Origin::Walk(number) = job.origin else { return true };
+        let walk = self.walks.iter().find(|(walk, _)| *walk == number).map(|(_, walk)| walk);
+        walk.is_none_or(|walk| {
+            walk.need.is_some() || walk.mode != Mode::Full && !walk.has_name_of(identity)
+        })
+    }
+
     /// Decides how the content of what was seen at a job's path travels.
     pub fn content_for(&mut self, job: &Job, look: &Look<'_>) -> Travel {
         if look.entry.is_directory() {
@@ -248,17 +260,15 @@ impl Sender {
         if is_regular && self.absorb(job, look) {
             return Travel::Absorbed;
         }
-        let mut links = look.links.to_vec();
+        let links = look.links.to_vec();
         if let Origin::Walk(number) = job.origin
             && let Some((_, walk)) = self.walks.iter_mut().find(|(walk, _)| *walk == number)
         {
-            if walk.need.is_none() && look.is_linked {
-                if let Some(first) = walk.first_name(look.identity, &job.path) {
-                    return Travel::As(Content::Linked, vec![first]);
-                }
-                if walk.mode == Mode::Full {
-                    links.clear(); // The others follow, each when the walk comes to it.
-                }
+            if walk.need.is_none()
+                && look.is_linked
+                && let Some(first) = walk.first_name(look.identity, &job.path)
+            {
+                return Travel::As(Content::Linked, vec![first]);
             }
             if let (Mode::Compare { trusted_until }, Kind::Regular { size }) =
                 (walk.mode, &look.entry.kind)
