@@ -4,19 +4,19 @@ mod common;
 
 use std::cell::Cell;
 use std::fs;
-use std::os::fd::BorrowedFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::{Duration, Instant, SystemTime};
 
+use common::feed::{Meddled, Meddler};
 use common::judge::Judge;
 use mirror::journal::Journal;
 use mirror::model::limits::*;
-use mirror::model::{Identity, NodeId, Position, Sequence, Timestamp, TreePath};
+use mirror::model::{NodeId, Timestamp, TreePath};
 use mirror::role::identity::SourceIdentity;
 use mirror::role::options::{SinkOptions, SourceOptions};
-use mirror::role::{Confirmation, Feed, FeedEvent, LinkId, Progress, Role, Sink, Source};
+use mirror::role::{Feed, LinkId, Role, Sink, Source};
 use mirror::tree::{Reader, Root};
 use mirror::watch::{Watch, WatchOptions};
 use mirror::wire::*;
@@ -139,62 +139,27 @@ impl World {
     }
 }
 
-/// A watch that takes its time, for as many records as it is told to.
-struct SlowFeed {
-    watch: Watch,
+/// Takes its time, for as many records as it is told to.
+struct Slow {
     left: Rc<Cell<u32>>,
     /// How often there will be more to take up between a read and its use.
     surprises: u32,
 }
 
-impl Feed for SlowFeed {
-    fn poll_event(&mut self) -> Option<FeedEvent> {
+impl Meddler for Slow {
+    fn before_event(&mut self, watch: &mut Watch) {
         if let Some(left) = self.left.get().checked_sub(1) {
             self.left.set(left);
             std::thread::sleep(Duration::from_millis(1));
-            self.watch.mark(&TreePath::new("other").unwrap());
+            watch.mark(&TreePath::new("other").unwrap());
         }
-        self.watch.poll_event()
     }
-    fn committed(&mut self, position: Position) {
-        self.watch.committed(position)
-    }
-    fn start(&mut self, next: Sequence) {
-        self.watch.start(next)
-    }
-    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
-        self.watch.descriptor()
-    }
-    fn is_settled(&self) -> bool {
-        self.watch.is_settled()
-    }
-    fn poll_timeout(&self) -> Option<Instant> {
-        self.watch.poll_timeout()
-    }
-    fn clock(&self) -> Timestamp {
-        self.watch.clock()
-    }
-    fn links(&mut self, identity: Identity, count: u32, path: &TreePath) -> Vec<TreePath> {
+
+    fn before_links(&mut self) {
         if let Some(surprises) = self.surprises.checked_sub(1) {
             self.surprises = surprises;
             self.left.set(100);
         }
-        self.watch.links(identity, count, path)
-    }
-    fn confirm(&mut self, path: &[u8], identity: Identity) -> Confirmation {
-        self.watch.confirm(path, identity)
-    }
-    fn progress(&self, path: &TreePath) -> Progress {
-        self.watch.progress(path)
-    }
-    fn unfinished(&self) -> Vec<TreePath> {
-        self.watch.unfinished()
-    }
-    fn mark(&mut self, path: &TreePath) {
-        self.watch.mark(path)
-    }
-    fn hold(&mut self) -> Option<String> {
-        self.watch.hold()
     }
 }
 
@@ -350,7 +315,7 @@ fn a_long_drain_takes_several_turns_and_nothing_is_sent_before_its_end() {
     let options = WatchOptions { rescan_interval: Duration::from_secs(3600) };
     let watch = Watch::new(Root::open(&src).unwrap(), options).unwrap();
     let left = Rc::new(Cell::new(100));
-    let feed = SlowFeed { watch, left: left.clone(), surprises: 3 };
+    let feed = Meddled { watch, meddler: Slow { left: left.clone(), surprises: 3 } };
     let identity = SourceIdentity::load(&state, &root, false).unwrap();
     let journal = Journal::open(&state.join("journal"), 64 << 20).unwrap();
     let mut source = Source::new(src, feed, journal, Reader::new(root), identity).unwrap();

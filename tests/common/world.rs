@@ -5,18 +5,17 @@
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
-use std::os::fd::BorrowedFd;
 use std::path::Path;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use super::feed::{Meddled, Meddler};
 use super::judge::Judge;
 use super::operations::Operations;
 use mirror::journal::Journal;
-use mirror::model::{Identity, Position, Sequence, Timestamp, TreePath};
 use mirror::role::identity::SourceIdentity;
 use mirror::role::options::SinkOptions;
-use mirror::role::{Confirmation, Feed, FeedEvent, LinkId, Progress, Role, Sink, Source};
+use mirror::role::{LinkId, Role, Sink, Source};
 use mirror::tree::{Reader, Root};
 use mirror::watch::{Watch, WatchOptions};
 use mirror::wire::{FrameDecoder, FrameKind, Item};
@@ -24,9 +23,8 @@ use mirror::wire::{FrameDecoder, FrameKind, Item};
 /// Something that a test does to a tree.
 pub type Change = Box<dyn FnOnce()>;
 
-/// A watch in front of which the world goes on: each drain may find new operations.
-pub struct RacyFeed {
-    pub watch: Watch,
+/// Each drain may find new operations.
+pub struct Racer {
     race: Rc<RefCell<Race>>,
     /// Whether the last drain ended.
     drains: bool,
@@ -64,8 +62,8 @@ impl Race {
     }
 }
 
-impl Feed for RacyFeed {
-    fn poll_event(&mut self) -> Option<FeedEvent> {
+impl Meddler for Racer {
+    fn before_event(&mut self, watch: &mut Watch) {
         let mut overflows = self.race.borrow_mut().maybe_operate();
         if std::mem::take(&mut self.drains) {
             let mut race = self.race.borrow_mut();
@@ -75,10 +73,12 @@ impl Feed for RacyFeed {
             }
         }
         if overflows {
-            self.watch.lose_events();
+            watch.lose_events();
         }
-        let event = self.watch.poll_event();
-        if event.is_none() {
+    }
+
+    fn after_event(&mut self, is_end: bool) {
+        if is_end {
             // Between the end of the drain and what is read next.
             let mut race = self.race.borrow_mut();
             let _ = race.maybe_operate();
@@ -87,49 +87,12 @@ impl Feed for RacyFeed {
             }
             self.drains = true;
         }
-        event
-    }
-    fn committed(&mut self, position: Position) {
-        self.watch.committed(position)
-    }
-    fn start(&mut self, next: Sequence) {
-        self.watch.start(next)
-    }
-    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
-        self.watch.descriptor()
-    }
-    fn is_settled(&self) -> bool {
-        self.watch.is_settled()
-    }
-    fn poll_timeout(&self) -> Option<Instant> {
-        self.watch.poll_timeout()
-    }
-    fn clock(&self) -> Timestamp {
-        self.watch.clock()
-    }
-    fn links(&mut self, identity: Identity, count: u32, path: &TreePath) -> Vec<TreePath> {
-        self.watch.links(identity, count, path)
-    }
-    fn confirm(&mut self, path: &[u8], identity: Identity) -> Confirmation {
-        self.watch.confirm(path, identity)
-    }
-    fn progress(&self, path: &TreePath) -> Progress {
-        self.watch.progress(path)
-    }
-    fn unfinished(&self) -> Vec<TreePath> {
-        self.watch.unfinished()
-    }
-    fn mark(&mut self, path: &TreePath) {
-        self.watch.mark(path)
-    }
-    fn hold(&mut self) -> Option<String> {
-        self.watch.hold()
     }
 }
 
 /// A source, a sink, and the frames between them.
 pub struct World {
-    pub source: Source<RacyFeed>,
+    pub source: Source<Meddled<Racer>>,
     pub sink: Option<Sink>,
     pub sink_options: SinkOptions,
     pub race: Rc<RefCell<Race>>,
@@ -170,7 +133,7 @@ impl World {
         }));
         let identity = SourceIdentity::load(&state, &root, false).unwrap();
         let journal = Journal::open(&state.join("journal"), 64 << 20).unwrap();
-        let feed = RacyFeed { watch, race: race.clone(), drains: true };
+        let feed = Meddled { watch, meddler: Racer { race: race.clone(), drains: true } };
         let source = Source::new(src, feed, journal, Reader::new(root), identity).unwrap();
         let sink_options = SinkOptions {
             root: dst,
