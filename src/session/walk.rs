@@ -95,6 +95,11 @@ impl Walk {
         }
     }
 
+    /// Returns whether no other name of the file was visited before `path`.
+    pub fn may_be_first_name(&self, identity: Identity, path: &TreePath) -> bool {
+        self.first_names.get(&identity).is_none_or(|first| first == path)
+    }
+
     /// Returns whether a name of the file was visited, so that others are sent as names of it.
     pub fn has_name_of(&self, identity: Identity) -> bool {
         self.first_names.contains_key(&identity)

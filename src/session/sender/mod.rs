@@ -247,7 +247,8 @@ impl Sender {
         let Origin::Walk(number) = job.origin else { return true };
         let walk = self.walks.iter().find(|(walk, _)| *walk == number).map(|(_, walk)| walk);
         walk.is_none_or(|walk| {
-            walk.need.is_some() || walk.mode != Mode::Full && !walk.has_name_of(identity)
+            walk.need.is_some()
+                || walk.mode != Mode::Full && walk.may_be_first_name(identity, &job.path)
         })
     }
 
