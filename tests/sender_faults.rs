@@ -358,3 +358,26 @@ fn a_long_drain_takes_several_turns_and_nothing_is_sent_before_its_end() {
     }
     assert!(turns >= 16, "{turns}");
 }
+
+/// A commit sends what was read long before: a record of since then still has something to add.
+#[test]
+fn a_commit_does_not_stand_for_what_was_written_since() {
+    const SIZE: usize = 600_000;
+    let mut world = World::new(|_| {});
+    world.converge();
+    fs::write(world.src("big"), vec![1; SIZE]).unwrap();
+    let time = fs::metadata(world.src("big")).unwrap().modified().unwrap();
+    let is_chunk = |item: &&Item| matches!(item, Item::StageData { .. });
+    while world.items.iter().filter(is_chunk).count() < 3 {
+        world.step();
+    }
+    // The sender lags, and the second content looks like the first.
+    for number in 0..200 {
+        fs::write(world.src(&format!("small-{number}")), vec![5; 50_000]).unwrap();
+    }
+    let file = fs::File::options().write(true).open(world.src("big")).unwrap();
+    file.write_all_at(&vec![2; SIZE], 0).unwrap();
+    file.set_modified(time).unwrap();
+    drop(file);
+    world.converge();
+}

@@ -487,6 +487,8 @@ fn too_many_needs_become_one_for_everything() {
 struct Given {
     records: Rc<RefCell<VecDeque<Record>>>,
     unfinished: Vec<TreePath>,
+    /// The names of the one file that has several.
+    names: Vec<TreePath>,
     /// How often it was asked for the names of a file.
     asked: Rc<Cell<u32>>,
 }
@@ -509,9 +511,9 @@ impl Feed for Given {
     fn clock(&self) -> Timestamp {
         Timestamp::default()
     }
-    fn links(&mut self, _: Identity, _: u32, _: &TreePath) -> Vec<TreePath> {
+    fn links(&mut self, _: Identity, _: u32, path: &TreePath) -> Vec<TreePath> {
         self.asked.set(self.asked.get() + 1);
-        Vec::new()
+        self.names.iter().filter(|name| *name != path).cloned().collect()
     }
     fn confirm(&mut self, _: &[u8], _: Identity) -> Confirmation {
         Confirmation::Known
@@ -614,6 +616,36 @@ fn a_walk_of_the_whole_tree_asks_for_the_names_of_a_file_once_at_most() {
         assert_eq!(items.iter().filter(linked).count(), 9);
         assert_eq!(feed.asked.get(), asked, "empty: {empty}");
     }
+}
+
+/// That a name was added says nothing of a content that was written before, and not sent.
+#[test]
+fn a_new_name_does_not_stand_for_the_content() {
+    let [old, new] = ["old", "new"].map(|name| TreePath::new(name).unwrap());
+    let feed = Given { names: vec![old.clone(), new.clone()], ..Given::default() };
+    let (scratch, mut source, first) = given_source(feed.clone());
+    let at = |name: &str| scratch.path().join("root").join(name);
+    std::fs::write(at("old"), "x").unwrap();
+    std::fs::hard_link(at("old"), at("new")).unwrap();
+    connect(&mut source, LinkId(1), hello(None));
+    let (messages, _) = transmitted(&mut source, LinkId(1));
+    let [Message::UpstreamHello(upstream)] = &messages[..] else { panic!("{messages:?}") };
+    // More than a batch lies between the two, so that the first is sent by a sender that lags.
+    let between =
+        (0..600).map(|number| (TreePath::new(format!("{number}")).unwrap(), What::CONTENT));
+    let changes =
+        [(new, What::NAME)].into_iter().chain(between).chain([(old.clone(), What::CONTENT)]);
+    for (sequence, (path, what)) in (first..).map(Sequence).zip(changes) {
+        feed.records
+            .borrow_mut()
+            .push_back(Record { sequence, change: Change::Dirty { path, what } });
+    }
+    let marks =
+        Watermarks { epoch: upstream.epoch.id, moved: upstream.head, applied: upstream.head };
+    connect(&mut source, LinkId(2), DownstreamHello { watermarks: Some(marks), ..hello(None) });
+    let (_, items) = transmitted(&mut source, LinkId(2));
+    let is_content = |item: &Item| matches!(item, Item::State { path, content: Content::Inline { .. }, .. } if *path == old);
+    assert!(items.iter().any(is_content), "the write was left out");
 }
 
 /// Each rename that is not sent leaves an entry at a path that it does not have.

@@ -105,13 +105,18 @@ impl<F: Feed> Reading<'_, F> {
                     self.ranges.clear();
                     return Ok(Some(BatchJob { outcome: Outcome::Staged, ..BatchJob::used(job) }));
                 }
-                Travel::Absorbed => return Ok(Some(BatchJob::used(job))),
+                Travel::Absorbed => {
+                    return Ok(Some(BatchJob { sent: None, ..BatchJob::used(job) }));
+                }
                 Travel::Later => return Ok(None),
             };
             self.state(&job, &opened, content, links.clone())?;
             let mut done = BatchJob::used(job);
-            if !matches!(content, Content::Keep) {
-                done.links = links;
+            match content {
+                // Only that it is there, and one file with others.
+                Content::Linked => done.sent = Some(What::NAME),
+                Content::Keep => {}
+                _ => done.links = links,
             }
             return Ok(Some(done));
         }

@@ -67,8 +67,11 @@ pub enum Travel {
 pub struct BatchJob {
     /// The job.
     pub job: Job,
-    /// Other names that were sent with it.
+    /// Other names whose content was sent with it.
     pub links: Vec<TreePath>,
+    /// What was read of it in this batch and sent, so that earlier records of the same have
+    /// nothing to add; `None` if that is another job's to send.
+    pub sent: Option<What>,
     /// What came of it.
     pub outcome: Outcome,
 }
@@ -89,6 +92,7 @@ pub enum Outcome {
 impl BatchJob {
     /// Returns a job that was read, without other names.
     pub fn used(job: Job) -> Self {
-        BatchJob { job, links: Vec::new(), outcome: Outcome::Used }
+        let sent = Some(job.what);
+        BatchJob { job, links: Vec::new(), sent, outcome: Outcome::Used }
     }
 }

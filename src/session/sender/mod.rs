@@ -331,7 +331,7 @@ impl Sender {
         let lags = self.cursor() < self.batch_head;
         let mut outcomes = Vec::with_capacity(jobs.len());
         let mut again = Vec::new();
-        for BatchJob { job, links, outcome } in jobs {
+        for BatchJob { job, links, sent, outcome } in jobs {
             // A stage that was opened stays so: its path follows renames until the commit.
             let opened = outcome == Outcome::Staged && !matches!(job.origin, Origin::Commit(_));
             let comes_again = !opened
@@ -343,6 +343,7 @@ impl Sender {
                 again.push(job);
                 continue;
             }
+            let mut head = self.batch_head;
             match job.origin {
                 Origin::Walk(number) => {
                     let Some((_, walk)) = self.walks.iter_mut().find(|(walk, _)| *walk == number)
@@ -352,15 +353,17 @@ impl Sender {
                     walk.in_hand -= 1;
                 }
                 Origin::Commit(stage) if outcome != Outcome::Staged => {
+                    // Its content is of when the reading of it began.
+                    head = self.transfer(stage).map_or(Sequence(0), |transfer| transfer.head);
                     self.end_transfer(stage, &links)
                 }
                 Origin::Commit(_) | Origin::Journal(_) | Origin::Again(_) => {}
             }
             if lags && outcome == Outcome::Used && self.sent.len() < SENT_PATHS_MAX {
                 for link in links {
-                    self.sent.insert(link, (self.batch_head, What::CONTENT));
+                    self.sent.insert(link, (head, What::CONTENT));
                 }
-                self.sent.insert(job.path, (self.batch_head, job.what));
+                self.sent.extend(sent.map(|what| (job.path, (head, what))));
             }
         }
         self.put_back(again);

@@ -26,6 +26,8 @@ pub(super) struct Transfer {
     pub(super) phase: TransferPhase,
     /// Whether some of it was read.
     begun: bool,
+    /// The journal's head when that began: what is recorded above may not be in it.
+    pub(super) head: Sequence,
     attempts: u32,
     /// Whether the file must be sent once more when this is over.
     again: bool,
@@ -105,6 +107,7 @@ impl Sender {
             waiting: HashSet::new(),
             phase: TransferPhase::Reading,
             begun: false,
+            head: Sequence(0),
             attempts: 0,
             again: false,
         };
@@ -133,7 +136,9 @@ impl Sender {
         // Several big files take turns as well.
         let index = self.transfers.iter().position(|transfer| reading(&transfer))?;
         let mut transfer = self.transfers.remove(index);
-        transfer.begun = true;
+        if !std::mem::replace(&mut transfer.begun, true) {
+            transfer.head = self.batch_head;
+        }
         let stage = transfer.stage;
         self.transfers.push(transfer);
         Some(stage)
