@@ -3,6 +3,7 @@
 mod common;
 
 use std::fs;
+use std::io::Write as _;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -13,6 +14,8 @@ use common::operations::Operations;
 use common::pair::{Pair, inode, pair_on_ext4, wait_until};
 use common::process::{Process, mirror};
 use common::proxy::Proxy;
+use mirror::model::{NodeId, Timestamp};
+use mirror::wire::{DownstreamHello, Message, encode_message};
 
 /// Makes directories of files, so many of each.
 fn fill(root: &Path, directories: usize, files: usize) {
@@ -473,4 +476,36 @@ fn silent_peer_is_given_up() {
     proxy.stall(false);
     fs::write(pair.src.join("g"), "g").unwrap();
     pair.converge();
+}
+
+/// A downstream that greets and then neither reads nor speaks keeps no place for ever, though
+/// the frame that would tell it so cannot be sent.
+#[test]
+fn a_downstream_that_reads_nothing_is_given_up() {
+    let (mut pair, port) = Pair::new_tcp();
+    for number in 0..200 {
+        fs::write(pair.src.join(format!("file-{number}")), vec![7; 200_000]).unwrap();
+    }
+    pair.start_source();
+    let hello = DownstreamHello {
+        versions: mirror::wire::message::VERSIONS,
+        node: NodeId(7),
+        tree: None,
+        watermarks: None,
+        trusted_until: Timestamp::default(),
+        empty: true,
+    };
+    let mut stream = None;
+    pair.wait_for("the source to listen", || {
+        stream = std::net::TcpStream::connect(("127.0.0.1", port)).ok();
+        stream.is_some()
+    });
+    let mut stream = stream.unwrap();
+    stream.write_all(&encode_message(&Message::DownstreamHello(hello))).unwrap();
+    let left = || {
+        let log = fs::read_to_string(pair.log("source")).unwrap();
+        log.contains("a downstream left: protocol error: silent for too long")
+    };
+    let gone = wait_until(Duration::from_secs(20), left);
+    assert!(gone, "it still has its place after 20 s of silence");
 }

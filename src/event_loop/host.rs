@@ -342,8 +342,8 @@ impl Host {
         self.role.handle_connected(link, now);
     }
 
-    /// Reads what came in, then sends what the role has; ends the turn of this host.
-    pub(super) fn run_turn(&mut self, switchboard: &mut Switchboard) -> Result<(), RoleError> {
+    /// Reads what came in.
+    pub(super) fn receive(&mut self, switchboard: &mut Switchboard) -> Result<(), RoleError> {
         if std::mem::take(&mut self.has_more) {
             let readable: Vec<LinkId> =
                 self.links.iter().filter(|(_, link)| link.readable).map(|(id, _)| *id).collect();
@@ -353,10 +353,12 @@ impl Host {
             // A link that became writable has room again, whoever called the role meanwhile.
             self.is_touched = true;
         }
-        if std::mem::take(&mut self.is_touched) {
-            self.send(switchboard)?;
-        }
         Ok(())
+    }
+
+    /// Sends what the role has; ends the turn of this host.
+    pub(super) fn transmit(&mut self, switchboard: &mut Switchboard) -> Result<(), RoleError> {
+        if std::mem::take(&mut self.is_touched) { self.send(switchboard) } else { Ok(()) }
     }
 
     /// Tells the role and all peers that this is the end.
@@ -396,11 +398,10 @@ impl Host {
     }
 
     fn read_link(&mut self, id: LinkId, switchboard: &mut Switchboard) -> Result<(), RoleError> {
-        let now = Instant::now();
         let Some(link) = self.links.get_mut(&id) else { return Ok(()) };
         self.is_touched = true;
-        match read_frames(link, self.role.as_mut(), id, now) {
-            ReadEnd::Drained => match self.role.handle_drained(id, now) {
+        match read_frames(link, self.role.as_mut(), id) {
+            ReadEnd::Drained => match self.role.handle_drained(id, Instant::now()) {
                 Ok(()) => {
                     if let Some(reason) = link.broken.take() {
                         self.close(id, &reason, switchboard);
@@ -425,6 +426,11 @@ impl Host {
     /// keep the others waiting.
     fn send(&mut self, switchboard: &mut Switchboard) -> Result<(), RoleError> {
         let links: Vec<LinkId> = self.links.keys().copied().collect();
+        for id in &links {
+            if let Err(error) = self.role.check(*id, Instant::now()) {
+                self.link_failed(*id, error, switchboard)?;
+            }
+        }
         for round in 1..=FRAMES_TURN_MAX {
             let now = Instant::now();
             let mut sent = false;
@@ -542,7 +548,7 @@ impl Host {
 }
 
 /// Reads until the socket would block or the turn is over, and hands on every whole frame.
-fn read_frames(link: &mut Link, role: &mut dyn Role, id: LinkId, now: Instant) -> ReadEnd {
+fn read_frames(link: &mut Link, role: &mut dyn Role, id: LinkId) -> ReadEnd {
     let mut budget = READ_TURN_BYTES_MAX;
     loop {
         match link.read() {
@@ -550,7 +556,7 @@ fn read_frames(link: &mut Link, role: &mut dyn Role, id: LinkId, now: Instant) -
             Ok(Some(0)) => return ReadEnd::Closed("the peer closed the connection".to_string()),
             Ok(Some(count)) => {
                 budget = budget.saturating_sub(count);
-                role.handle_received(id, now);
+                role.handle_received(id, Instant::now());
             }
             Err(error) => return ReadEnd::Closed(format!("the connection is lost: {error}")),
         }
@@ -559,7 +565,8 @@ fn read_frames(link: &mut Link, role: &mut dyn Role, id: LinkId, now: Instant) -
                 Ok(None) => break,
                 Ok(Some((frame, bytes))) => {
                     link.has_spoken = true;
-                    if let Err(error) = role.handle_frame(id, frame, bytes, now) {
+                    // Each at its own moment, for one may take long on a slow disk.
+                    if let Err(error) = role.handle_frame(id, frame, bytes, Instant::now()) {
                         return ReadEnd::Failed(error);
                     }
                 }

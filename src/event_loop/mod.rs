@@ -250,6 +250,11 @@ impl EventLoop {
         for token in self.switchboard.take_accepts() {
             self.handle_event(token, true, false);
         }
+        // What came in is read before anyone is taken for silent: it may have been this process
+        // that was stopped.
+        for index in 0..self.hosts.len() {
+            self.with_host(RoleId(index), Host::receive);
+        }
         let now = Instant::now();
         self.switchboard.handle_time(now);
         for index in 0..self.hosts.len() {
@@ -261,7 +266,7 @@ impl EventLoop {
             self.connect_local(RoleId(index), now);
         }
         for index in 0..self.hosts.len() {
-            self.with_host(RoleId(index), Host::run_turn);
+            self.with_host(RoleId(index), Host::transmit);
         }
         if let Some(progress) = &mut self.progress {
             progress.update(self.hosts.iter().flatten().find_map(Host::received));

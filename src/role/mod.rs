@@ -61,6 +61,12 @@ pub trait Role {
     /// Handles that nothing more is there to read from `link` at the moment.
     fn handle_drained(&mut self, link: LinkId, now: Instant) -> Result<(), LinkError>;
 
+    /// Returns an error if `link` is to be closed. Asked before each turn's frames, also of a
+    /// link that takes none.
+    fn check(&mut self, _link: LinkId, _now: Instant) -> Result<(), LinkError> {
+        Ok(())
+    }
+
     /// Returns the next frame to send on `link`, `None` until something happens. Each call does
     /// a bounded amount of work.
     fn poll_transmit(&mut self, link: LinkId, now: Instant) -> Result<Option<Vec<u8>>, LinkError>;

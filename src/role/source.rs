@@ -365,6 +365,12 @@ impl<F: Feed> Role for Source<F> {
         Ok(())
     }
 
+    fn check(&mut self, link: LinkId, _now: Instant) -> Result<(), LinkError> {
+        let downstream = self.downstreams.get_mut(&link);
+        let refusal = downstream.and_then(|downstream| downstream.refusal.take());
+        refusal.map_or(Ok(()), |refusal| Err(LinkError::Refuse(refusal)))
+    }
+
     fn poll_transmit(&mut self, link: LinkId, now: Instant) -> Result<Option<Vec<u8>>, LinkError> {
         let Some(downstream) = self.downstreams.get_mut(&link) else { return Ok(None) };
         if downstream.frames.is_empty() {
@@ -379,17 +385,14 @@ impl<F: Feed> Role for Source<F> {
                 }
             }
         }
-        let Some(downstream) = self.downstreams.get_mut(&link) else { return Ok(None) };
-        match downstream.refusal.take() {
-            Some(refusal) => Err(LinkError::Refuse(refusal)),
-            None => Ok(downstream.frames.pop_front()),
-        }
+        let downstream = self.downstreams.get_mut(&link);
+        Ok(downstream.and_then(|downstream| downstream.frames.pop_front()))
     }
 
     fn handle_closed(&mut self, link: Option<LinkId>, reason: &str, _now: Instant) {
-        if let Some(link) = link
-            && self.downstreams.remove(&link).is_some()
-        {
+        let left = link.and_then(|link| self.downstreams.remove(&link));
+        // Who never said hello was none.
+        if left.is_some_and(|downstream| downstream.sender.is_running()) {
             tracing::info!("{}: a downstream left: {reason}", self.path.display());
         }
     }

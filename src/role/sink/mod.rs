@@ -233,6 +233,15 @@ impl Role for Sink {
         flushed
     }
 
+    fn check(&mut self, link: LinkId, now: Instant) -> Result<(), LinkError> {
+        match &self.link {
+            Some((current, receiver)) if *current == link && receiver.is_silent(now) => {
+                Err(LinkError::Refuse(Refusal::Protocol("silent for too long".into())))
+            }
+            _ => Ok(()),
+        }
+    }
+
     fn poll_transmit(&mut self, link: LinkId, now: Instant) -> Result<Option<Vec<u8>>, LinkError> {
         let Some((current, receiver)) = &mut self.link else { return Ok(None) };
         if *current != link {
@@ -240,9 +249,6 @@ impl Role for Sink {
         }
         if let Some(frame) = self.frames.pop_front() {
             return Ok(Some(frame));
-        }
-        if receiver.is_silent(now) {
-            return Err(LinkError::Refuse(Refusal::Protocol("silent for too long".into())));
         }
         Ok(receiver.poll_message(&mut self.state, now).as_ref().map(encode_message))
     }
