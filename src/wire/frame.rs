@@ -160,11 +160,16 @@ impl ItemsFrame {
         self.bytes = postcard::to_extend(item, bytes).expect("an item in memory can be encoded");
     }
 
-    /// The buffer, for appending so many raw bytes. Where they need more memory, it is as much
-    /// as a whole frame takes, for more of their kind will follow.
+    /// The buffer, for appending so many raw bytes. Where those of a second item need more
+    /// memory, it is as much as a whole frame takes, for more of their kind will follow.
     pub fn buffer(&mut self, raw_bytes: usize) -> &mut Vec<u8> {
         if self.bytes.capacity() - self.bytes.len() < raw_bytes {
-            self.bytes.reserve(raw_bytes.max(FRAME_BYTES_TARGET));
+            let is_first = self.bytes.len() < ROOM_BYTES;
+            self.bytes.reserve(if is_first {
+                raw_bytes
+            } else {
+                raw_bytes.max(FRAME_BYTES_TARGET)
+            });
         }
         &mut self.bytes
     }
@@ -201,8 +206,12 @@ impl ItemsFrame {
         }
     }
 
-    /// Computes the checksums and returns the frame's bytes.
-    pub fn finish(self) -> Vec<u8> {
+    /// Computes the checksums and returns the frame's bytes, in memory not much larger: it may
+    /// wait for long until a slow peer takes it.
+    pub fn finish(mut self) -> Vec<u8> {
+        if self.bytes.capacity() > 2 * self.bytes.len() {
+            self.bytes.shrink_to_fit();
+        }
         seal(self.bytes, FrameKind::Items)
     }
 }
@@ -383,6 +392,21 @@ mod tests {
         payload[at..at + 2].copy_from_slice(b"..");
         let frame = Frame { kind: FrameKind::Message, payload: &payload };
         assert!(matches!(frame.message(), Err(FrameError::Payload(_))));
+    }
+
+    #[test]
+    fn what_waits_to_be_sent_takes_little_more_memory_than_it_says() {
+        for sizes in [&[150][..], &[150, 150], &[1000; 20], &[200_000, 60_000], &[5_000; 52]] {
+            let mut frame = ItemsFrame::default();
+            for size in sizes {
+                let length = *size as u32;
+                frame.push(&Item::StageData { stage: super::super::StageId(1), offset: 0, length });
+                let end = frame.len() + size;
+                frame.buffer(*size).resize(end, 7);
+            }
+            let bytes = frame.finish();
+            assert!(bytes.capacity() <= 2 * bytes.len(), "{sizes:?}: {}", bytes.capacity());
+        }
     }
 
     #[test]
