@@ -192,7 +192,13 @@ impl Batch {
             }
             if self.has_content[index] {
                 let is_commit = matches!(done.job.origin, Origin::Commit(_));
-                match feed.progress(path) {
+                let progress = feed.progress(path);
+                if let Origin::Commit(stage) = done.job.origin
+                    && progress != Progress::Finished
+                {
+                    sender.handle_stage_unfinished(stage);
+                }
+                match progress {
                     // It comes again when it rests; a big file is sent as it is, or it never
                     // would be.
                     Progress::Writing if !is_commit => known = false,

@@ -165,6 +165,14 @@ impl Sender {
         anew
     }
 
+    /// Says that a staged file, about to be committed, is still being written: a record follows
+    /// when it rests, or after a while, so that it is not sent once more at once, for ever.
+    pub fn handle_stage_unfinished(&mut self, stage: StageId) {
+        if let Some(transfer) = self.transfer(stage) {
+            transfer.again = false;
+        }
+    }
+
     /// Says that a stage is given up, for its file is not at its path any more. What is there is
     /// read once more: its record may have been taken for this file's.
     pub fn handle_stage_abandoned(&mut self, stage: StageId) {
