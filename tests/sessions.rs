@@ -52,6 +52,10 @@ fn rename(from: &str, to: &str) -> Change {
     Change::Rename { from: path(from), to: path(to) }
 }
 
+fn exchange(a: &str, b: &str) -> Change {
+    Change::Exchange { a: path(a), b: path(b) }
+}
+
 fn hello(marks: Option<(u64, u64)>) -> DownstreamHello {
     let watermarks = marks.map(|(moved, applied)| Watermarks {
         epoch: EPOCH,
@@ -364,6 +368,50 @@ fn a_need_follows_the_renames_that_were_on_their_way() {
     // The downstream had the first one only when it missed something.
     session.message(Message::Need { id: 1, path: path("e/x"), content: true, moved: Sequence(1) });
     assert_eq!(session.paths(), [path("f/x")]);
+}
+
+/// The directory that is needed will not have it any more when it is listed.
+#[test]
+fn a_need_follows_what_renames_take_out_of_its_subtree() {
+    let need = || Message::Need { id: 1, path: path("d"), content: true, moved: Sequence(0) };
+    for change in [rename("d/x", "e/y"), exchange("d/x", "e/y"), exchange("e/y", "d/x")] {
+        let mut session = Session::new(&[], Some((0, 0)));
+        session.message(need());
+        session.journal(change.clone());
+        assert_eq!(session.paths(), [path("e/y"), path("d")], "{change:?}");
+        // Also if it was on its way to the downstream already.
+        let mut session = Session::new(std::slice::from_ref(&change), Some((0, 0)));
+        session.begin();
+        session.message(need());
+        assert_eq!(session.paths(), [path("e/y"), path("d")], "{change:?}");
+    }
+    // Within the subtree it is found all the same.
+    let mut session = Session::new(&[], Some((0, 0)));
+    session.message(need());
+    session.journal(rename("d/x", "d/y"));
+    assert_eq!(session.paths(), [path("d")]);
+}
+
+/// What it asked for, or is yet to ask for, is needed wherever renames take it.
+#[test]
+fn needs_are_split_by_renames_out_of_their_subtree() {
+    let now = Instant::now();
+    let mut state = ReceiverState::new(NodeId(2));
+    let (mut receiver, _) = Receiver::new(&mut state, false, now);
+    state.need(path("d"), true);
+    let follow = |receiver: &mut Receiver, state: &mut ReceiverState, sequence, from, to| {
+        let (sequence, from, to) = (Sequence(sequence), path(from), path(to));
+        receiver.handle_applied(state, &Item::Rename { sequence, from, to }, Vec::new());
+    };
+    let needs = |state: &ReceiverState| -> Vec<_> {
+        state.needs().map(|(path, content)| (path.clone(), content)).collect()
+    };
+    follow(&mut receiver, &mut state, 1, "d/x", "e");
+    assert_eq!(needs(&state), [(path("d"), true), (path("e"), true)]);
+    follow(&mut receiver, &mut state, 2, "e/y", "e/z");
+    follow(&mut receiver, &mut state, 3, "d", "f");
+    follow(&mut receiver, &mut state, 4, "f/sub", "e/sub");
+    assert_eq!(needs(&state), [(path("f"), true), (path("e"), true)]);
 }
 
 #[test]

@@ -56,6 +56,23 @@ impl Change {
         }
     }
 
+    /// Returns where entries from below `path` are after this change, outside of it, if it takes
+    /// some away; what is at `path` itself is for [`Change::translate`].
+    pub fn taken_from(&self, path: &TreePath) -> Option<&TreePath> {
+        let takes = |from: &TreePath, to: &TreePath| {
+            from != path && from.starts_with(path) && !to.starts_with(path)
+        };
+        match self {
+            Change::Rename { from, to } | Change::Exchange { a: from, b: to }
+                if takes(from, to) =>
+            {
+                Some(to)
+            }
+            Change::Exchange { a, b } if takes(b, a) => Some(a),
+            _ => None,
+        }
+    }
+
     /// Returns where an entry at `path` is after this change, `None` if it stays.
     pub fn translate(&self, path: &TreePath) -> Option<TreePath> {
         match self {

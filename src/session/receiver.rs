@@ -140,6 +140,34 @@ impl ReceiverState {
     }
 }
 
+impl ReceiverState {
+    /// Follows a rename, which takes what is needed along, or a part of it elsewhere.
+    fn follow(&mut self, change: &Change) {
+        let mut parts = Vec::new();
+        for need in &mut self.needs {
+            if let Some(to) = change.taken_from(&need.path) {
+                parts.push(Need { path: to.clone(), ..need.clone() });
+            }
+            if let Some(path) = change.translate(&need.path) {
+                need.path = path;
+                self.revision += 1;
+            }
+        }
+        for part in parts {
+            if !part.asked || self.needs.len() >= NEEDS_MAX {
+                self.add(part.path, part.content, part.not_before, part.pause);
+                continue;
+            }
+            // The upstream follows as well: the answer is for all parts.
+            let covers = |need: &Need| need.id == part.id && part.path.starts_with(&need.path);
+            if !self.needs.iter().any(covers) {
+                self.revision += 1;
+                self.needs.push(part);
+            }
+        }
+    }
+}
+
 fn is_comparison_of_all(need: &Need) -> bool {
     !need.asked && need.path.is_root() && !need.content
 }
@@ -321,12 +349,7 @@ impl Receiver {
             if let Some(marks) = &mut state.watermarks {
                 marks.moved = *sequence;
             }
-            for need in &mut state.needs {
-                if let Some(path) = change.translate(&need.path) {
-                    need.path = path;
-                    state.revision += 1;
-                }
-            }
+            state.follow(change);
             if self.is_reconciling(state) {
                 return; // The upstream compares both ends by itself.
             }

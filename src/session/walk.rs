@@ -106,9 +106,14 @@ impl Walk {
     }
 
     /// Follows a rename in everything that is to be visited.
-    pub fn translate(&mut self, change: &Change) {
+    pub fn follow(&mut self, change: &Change) {
         let moved = |path: &TreePath| change.translate(path);
         let Some((from, to)) = change.ends() else { return };
+        // A directory above, which is still to be listed, will not have it any more. The walk of
+        // the whole tree has both ends compared instead.
+        let swaps = matches!(change, Change::Exchange { .. });
+        let takes = |walk: &Self, from: &TreePath| walk.need.is_some() && walk.will_visit(from);
+        let (takes_from, takes_to) = (takes(self, from), swaps && takes(self, to));
         if self.has_below(from) || self.has_below(to) {
             for path in &mut self.pending {
                 if let Some(to) = moved(path) {
@@ -116,6 +121,11 @@ impl Walk {
                 }
             }
             self.members = self.pending.iter().cloned().collect();
+        }
+        for (takes, path) in [(takes_from, to), (takes_to, from)] {
+            if takes && !self.will_visit(path) {
+                self.push(path.clone());
+            }
         }
         // A name that moved is no longer where the downstream would look for it.
         self.first_names.retain(|_, path| moved(path).is_none());

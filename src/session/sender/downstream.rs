@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::super::walk::Mode;
+use super::super::walk::{Mode, Walk};
 use super::{Sender, SourceState};
 use crate::model::limits::*;
 use crate::model::{RenameIndex, TreePath};
@@ -65,13 +65,12 @@ impl Sender {
                     return Err(Refusal::Protocol("too many needs at once".into()));
                 }
                 let mode = if content { Mode::Full } else { Mode::Compare { trusted_until } };
+                let mut walk = Walk::new(mode, Some(id), path);
                 // The path is as of what the downstream had applied; renames that are on their
-                // way to it have moved the entry since.
-                let path = renames
-                    .after(moved)
-                    .take_while(|(sequence, _)| *sequence <= self.moved)
-                    .fold(path, |path, (_, change)| change.translate(&path).unwrap_or(path));
-                self.start_walk(mode, Some(id), path);
+                // way to it have moved the entry since, or some of what is below it.
+                let sent = renames.after(moved).take_while(|(sequence, _)| *sequence <= self.moved);
+                sent.for_each(|(_, change)| walk.follow(change));
+                self.start_walk(walk);
                 Ok(None)
             }
             Message::DownstreamHello(_) => Err(Refusal::Protocol("a second hello".into())),
@@ -114,11 +113,12 @@ impl Sender {
                 self.moved = source.head;
                 self.read_through = source.head;
                 if hello.empty {
-                    self.start_walk(Mode::Full, None, TreePath::root());
+                    self.start_walk(Walk::new(Mode::Full, None, TreePath::root()));
                     Plan::Full { moved: source.head }
                 } else {
                     let trusted_until = hello.trusted_until;
-                    self.start_walk(Mode::Compare { trusted_until }, None, TreePath::root());
+                    let mode = Mode::Compare { trusted_until };
+                    self.start_walk(Walk::new(mode, None, TreePath::root()));
                     Plan::Compare { moved: source.head }
                 }
             }

@@ -136,7 +136,7 @@ impl Sender {
         }
         let reconciles = self.is_reconciling();
         for (_, walk) in &mut self.walks {
-            walk.translate(change);
+            walk.follow(change);
         }
         let (from, to) = change.ends()?;
         if reconciles {
@@ -455,16 +455,15 @@ impl Sender {
         match self.walks.iter_mut().find(|(_, walk)| is_mark(walk)) {
             Some((_, walk)) if walk.will_visit(path) => {}
             Some((_, walk)) => walk.push(path.clone()),
-            None => self.start_walk(mode, None, path.clone()),
+            None => self.start_walk(Walk::new(mode, None, path.clone())),
         }
     }
 
-    fn start_walk(&mut self, mode: Mode, need: Option<u64>, path: TreePath) {
-        let number = self.walk_next;
+    fn start_walk(&mut self, walk: Walk) {
+        let walk = (self.walk_next, walk);
         self.walk_next += 1;
-        let walk = (number, Walk::new(mode, need, path));
         // What the downstream misses goes before what it has not heard of yet.
-        if need.is_some() {
+        if walk.1.need.is_some() {
             let at = self.walks.iter().take_while(|(_, walk)| walk.need.is_some()).count();
             self.walks.insert(at, walk);
         } else {
