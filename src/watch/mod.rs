@@ -16,6 +16,7 @@
 
 mod events;
 mod feed;
+mod held;
 mod link_search;
 mod links;
 mod nodes;
@@ -128,7 +129,7 @@ pub struct Watch {
     /// Directories without a watch, for want of room.
     unwatched: FxHashSet<NodeId>,
     /// Directories where another file system appeared or vanished.
-    held: HashMap<NodeId, scan::Held>,
+    held: HashMap<NodeId, held::Held>,
     /// Dirty paths since the last rename, in order, each once.
     batch: Vec<(TreePath, What)>,
     batch_index: HashMap<TreePath, usize>,
