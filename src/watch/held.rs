@@ -1,8 +1,12 @@
-//! Directories that are held as they are downstream: what is there now is not what was mirrored.
+//! Directories that are held as they are downstream: what is there now is not what was mirrored,
+//! or is mirrored at another place.
 
-use super::Watch;
-use super::nodes::{NodeId, Place};
-use crate::model::Timestamp;
+use std::time::Instant;
+
+use super::nodes::{NodeId, Place, ROOT};
+use super::scan::Look;
+use super::{Event, HELD_INTERVAL, Watch};
+use crate::model::{Identity, Timestamp};
 
 /// What is known of a directory where another file system appeared or vanished.
 #[derive(Debug, Clone, Copy)]
@@ -17,7 +21,7 @@ impl Watch {
     /// Another file system was mounted over a directory, or one was unmounted: what is there
     /// now is not what was mirrored, and its absence is no removal (I8).
     pub(super) fn hold_below(&mut self, id: NodeId) {
-        if self.held.contains_key(&id) {
+        if !self.hold_node(id) {
             return;
         }
         if let Some(path) = self.nodes.path(id) {
@@ -26,11 +30,81 @@ impl Watch {
                  downstream until that is undone (or restart the source to mirror what is there)"
             );
         }
-        self.held.insert(id, Held { since: self.clock, was_read: false });
+    }
+
+    /// Returns whether `id` was not held before.
+    fn hold_node(&mut self, id: NodeId) -> bool {
+        let is_new = !self.held.contains_key(&id);
+        if is_new {
+            self.held.insert(id, Held { since: self.clock, was_read: false });
+            self.held_at = Instant::now() + HELD_INTERVAL;
+        }
+        is_new
+    }
+
+    /// Returns whether the directory `first`, which was just found at `place`, is at the place
+    /// where it is known as well: a bind mount, or a second mount of its file system. To follow
+    /// it there would take it from its place, to which the next look would take it back.
+    pub(super) fn is_also_in_place(&self, first: NodeId, place: &Place) -> bool {
+        let Some(node) = self.nodes.get(first) else { return false };
+        let own = Place { directory: node.parent, name: node.name.to_vec() };
+        own != *place && (first == ROOT || self.identity_at(&own) == Some(node.identity))
+    }
+
+    /// Returns whether a rename came in since the events were last handled, by which one
+    /// directory may have been seen at two places.
+    pub(super) fn may_have_moved(&mut self) -> bool {
+        self.read_events();
+        self.overflowed || self.events.iter().any(Event::moves_directory)
+    }
+
+    /// Holds the second of two places of one directory. Only the first one is mirrored, and has
+    /// the watches.
+    pub(super) fn hold_alias(&mut self, place: Place, first: NodeId) {
+        let Some(identity) = self.nodes.get(first).map(|node| node.identity) else { return };
+        let is_new = match self.nodes.child(place.directory, &place.name) {
+            // What it covers is known, and stays as it is downstream.
+            Some(covered) => self.hold_node(covered),
+            None => self.aliases.insert(place.clone(), identity).is_none(),
+        };
+        if !is_new {
+            return;
+        }
+        self.held_at = Instant::now() + HELD_INTERVAL;
+        if let (Some(path), Some(first)) = (self.path_of(&place), self.nodes.path(first)) {
+            tracing::warn!(
+                "{path}: this directory is also at {first} (a bind mount, or its file system is \
+                 mounted twice); it is mirrored there, and {path} is left as it is downstream \
+                 until one of the two is gone"
+            );
+        }
+    }
+
+    /// Has the names looked at that lead no longer to a directory that is elsewhere as well.
+    fn release_aliases(&mut self) {
+        let aliases: Vec<(Place, Identity)> =
+            self.aliases.iter().map(|(place, identity)| (place.clone(), *identity)).collect();
+        for (place, identity) in aliases {
+            let first = self.nodes.by_identity(identity);
+            if self.identity_at(&place) == Some(identity)
+                && first.is_some_and(|first| self.is_also_in_place(first, &place))
+            {
+                continue;
+            }
+            self.aliases.remove(&place);
+            if let Some(path) = self.path_of(&place) {
+                tracing::info!("{path}: it is at one place only, and mirrored");
+            }
+            self.looks.push(Look::At(place));
+            if let Some(first) = first {
+                self.look_again(first);
+            }
+        }
     }
 
     /// Looks whether held directories are back.
     pub(super) fn release_held(&mut self) {
+        self.release_aliases();
         let held: Vec<(NodeId, Held)> = self.held.iter().map(|(id, held)| (*id, *held)).collect();
         for (id, held) in held {
             // What was to be sent and was not is not told by any time.

@@ -24,7 +24,7 @@ mod overflow;
 mod scan;
 mod unsettled;
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::io;
 use std::mem::MaybeUninit;
 use std::time::{Duration, Instant};
@@ -130,6 +130,8 @@ pub struct Watch {
     unwatched: FxHashSet<NodeId>,
     /// Directories where another file system appeared or vanished.
     held: HashMap<NodeId, held::Held>,
+    /// Names that lead to a directory that is known, and still is, elsewhere.
+    aliases: BTreeMap<Place, Identity>,
     /// Dirty paths since the last rename, in order, each once.
     batch: Vec<(TreePath, What)>,
     batch_index: HashMap<TreePath, usize>,
@@ -183,6 +185,7 @@ impl Watch {
             sweeps: VecDeque::new(),
             unwatched: FxHashSet::default(),
             held: HashMap::new(),
+            aliases: BTreeMap::new(),
             batch: Vec::new(),
             batch_index: HashMap::new(),
             records: VecDeque::new(),
@@ -304,6 +307,10 @@ impl Watch {
         self.flush_batch();
     }
 
+    fn holds(&self) -> bool {
+        !self.held.is_empty() || !self.aliases.is_empty()
+    }
+
     fn searches_links(&self) -> bool {
         self.link_search.is_some() || !self.links_wanted.is_empty()
     }
@@ -332,7 +339,7 @@ impl Watch {
                 now + MISSED_INTERVAL.max(Duration::from_millis(1) * self.missed.len() as u32);
             self.looks.extend(self.missed.iter().cloned());
         }
-        if !self.held.is_empty() && now >= self.held_at {
+        if self.holds() && now >= self.held_at {
             self.held_at = now + HELD_INTERVAL;
             self.release_held();
         }

@@ -171,6 +171,11 @@ impl Watch {
         if from == *to {
             return;
         }
+        if self.is_also_in_place(node, to) {
+            // Met at its own place too, it did not move. A look holds the other one.
+            self.looks.push(Look::At(to.clone()));
+            return;
+        }
         let (Some(from_path), Some(to_path)) = (self.path_of(&from), self.path_of(to)) else {
             return;
         };

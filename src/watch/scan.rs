@@ -95,6 +95,17 @@ impl Watch {
             return;
         };
         let identity = identity_of(&stat);
+        let elsewhere = self.nodes.by_identity(identity);
+        let first = elsewhere.filter(|first| self.is_also_in_place(*first, &place));
+        if let Some(first) = first {
+            if self.may_have_moved() {
+                self.looks.push(look);
+            } else {
+                self.hold_alias(place, first);
+            }
+            return;
+        }
+        self.aliases.remove(&place);
         if let Some(node) = node
             && let Some(known) = self.nodes.get(node)
         {
@@ -108,7 +119,7 @@ impl Watch {
             }
             self.drop_node(node);
         }
-        if let Some(elsewhere) = self.nodes.by_identity(identity) {
+        if let Some(elsewhere) = elsewhere {
             if self.nodes.is_above(elsewhere, place.directory) {
                 return; // A directory cannot be below itself: an event explains, later.
             }
