@@ -53,7 +53,7 @@ impl Watch {
         }
         let place = Place { directory, name: event.name.into_vec() };
         let is_directory = mask.contains(EventMask::ISDIR);
-        if is_reserved(&place) {
+        if is_reserved(&place) || self.is_too_long_name(&place.name) {
             // What is never mirrored is outside the tree, also when something is moved there.
             let half = self.halves.iter().position(|half| half.cookie == event.cookie);
             if mask.contains(EventMask::MOVED_TO)

@@ -32,7 +32,8 @@ use std::time::{Duration, Instant};
 use inotify::{EventMask, Inotify, WatchMask};
 use rustc_hash::FxHashSet;
 
-use crate::model::limits::PATH_BYTES_MAX;
+use crate::model::limits::{NAME_BYTES_MAX, PATH_BYTES_MAX};
+use crate::model::path::check_name;
 use crate::model::{Change, Identity, Record, Sequence, Timestamp, TreePath, What};
 use crate::tree::Root;
 use crate::tree::metadata::timestamp;
@@ -111,6 +112,7 @@ pub struct Watch {
     recovery: Option<overflow::Recovery>,
     overflow_said: Option<Instant>,
     too_long_said: bool,
+    long_name_said: bool,
     nodes: Nodes,
     links: Links,
     /// Files of which other names are searched for next, and the search that goes on.
@@ -174,6 +176,7 @@ impl Watch {
             recovery: None,
             overflow_said: None,
             too_long_said: false,
+            long_name_said: false,
             nodes: Nodes::new(root_identity),
             links: Links::default(),
             links_wanted: Vec::new(),
@@ -405,6 +408,21 @@ impl Watch {
                  begins with {}",
                 self.root.path().display(),
                 path.as_bytes()[..100].escape_ascii()
+            );
+        }
+        is_too_long
+    }
+
+    /// Returns whether no path can have `name`, and says so once: some file systems have names of
+    /// up to 765 bytes. Listings leave them out.
+    fn is_too_long_name(&mut self, name: &[u8]) -> bool {
+        let is_too_long = check_name(name).is_err();
+        if is_too_long && !std::mem::replace(&mut self.long_name_said, true) {
+            tracing::warn!(
+                "{}: names of more than {NAME_BYTES_MAX} bytes are not mirrored; the first one \
+                 begins with {}",
+                self.root.path().display(),
+                name[..name.len().min(100)].escape_ascii()
             );
         }
         is_too_long

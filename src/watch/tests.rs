@@ -133,6 +133,30 @@ fn events_of_a_removed_watch_tell_nothing() {
     assert_eq!(fixture.changes(), [content("e/g")]);
 }
 
+/// vfat, exFAT, NTFS and FUSE have longer names than a message may hold.
+#[test]
+fn a_name_that_is_too_long_is_not_told_and_stops_nothing() {
+    let mut fixture = Fixture::new(&["d"]);
+    fs::create_dir(fixture.at("e")).unwrap();
+    fs::write(fixture.at("made"), "made").unwrap();
+    fs::rename(fixture.at("d/f"), fixture.at("g")).unwrap();
+    fs::rename(fixture.at("e"), fixture.at("h")).unwrap();
+    fs::write(fixture.at("h/f"), "f").unwrap();
+    let long: Box<[u8]> = "n".repeat(765).into_bytes().into();
+    let mut events = fixture.events();
+    for event in &mut events {
+        let is_new = event.mask.contains(EventMask::MOVED_TO) && *event.name == *b"g";
+        let is_old = event.mask.contains(EventMask::MOVED_FROM) && *event.name == *b"e";
+        if is_new || is_old || *event.name == *b"made" || event.mask.contains(EventMask::CREATE) {
+            event.name.clone_from(&long);
+        }
+    }
+    fixture.watch.events.extend(events);
+    let changes = fixture.changes();
+    // What was moved to such a name went out of the tree, and from one it came in.
+    assert_eq!(changes, [content("d/f"), content("h"), content("h/f")]);
+}
+
 #[test]
 fn a_listing_that_finds_a_known_directory_elsewhere_is_believed() {
     let mut fixture = Fixture::new(&["d/deep"]);
