@@ -109,6 +109,9 @@ impl Watch {
             && let Some(path) = self.nodes.path(directory)
         {
             self.dirty(path, What::ATTRIBUTES);
+            // It may be readable now, and what is below it.
+            let below = self.unread.iter().filter(|(id, _)| self.nodes.is_above(directory, **id));
+            self.sweeps.extend(below.map(|(id, since)| (*id, *since)));
         }
         // Whether the root is in its place is asked before each use; below it, a file system
         // that goes leaves another directory at the name.

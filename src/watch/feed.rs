@@ -57,7 +57,7 @@ impl Feed for Watch {
         if !self.unwatched.is_empty() {
             next = next.min(self.degraded_at);
         }
-        if !self.missed.is_empty() {
+        if self.misses() {
             next = next.min(self.missed_at);
         }
         if self.holds() {

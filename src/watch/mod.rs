@@ -151,6 +151,8 @@ pub struct Watch {
     held_at: Instant,
     /// Names that could not be looked at, or were read and are not known: looked at again.
     missed: BTreeSet<scan::Look>,
+    /// Directories that could not be looked through, and since when: looked through again.
+    unread: BTreeMap<NodeId, Timestamp>,
     missed_at: Instant,
     root_lost: bool,
     started: Instant,
@@ -201,6 +203,7 @@ impl Watch {
             degraded_since: clock,
             held_at: now,
             missed: BTreeSet::new(),
+            unread: BTreeMap::new(),
             missed_at: now,
             root_lost: false,
             started: now,
@@ -310,6 +313,10 @@ impl Watch {
         self.flush_batch();
     }
 
+    fn misses(&self) -> bool {
+        !self.missed.is_empty() || !self.unread.is_empty()
+    }
+
     fn holds(&self) -> bool {
         !self.held.is_empty() || !self.aliases.is_empty()
     }
@@ -337,10 +344,11 @@ impl Watch {
                 DEGRADED_INTERVAL.max(Duration::from_micros(500) * self.unwatched.len() as u32);
             self.degraded_at = now + pause;
         }
-        if !self.missed.is_empty() && now >= self.missed_at {
-            self.missed_at =
-                now + MISSED_INTERVAL.max(Duration::from_millis(1) * self.missed.len() as u32);
+        if self.misses() && now >= self.missed_at {
+            let count = self.missed.len() + self.unread.len();
+            self.missed_at = now + MISSED_INTERVAL.max(Duration::from_millis(1) * count as u32);
             self.looks.extend(self.missed.iter().cloned());
+            self.sweeps.extend(self.unread.iter().map(|(id, since)| (*id, *since)));
         }
         if self.holds() && now >= self.held_at {
             self.held_at = now + HELD_INTERVAL;
@@ -466,6 +474,7 @@ impl Watch {
         for id in &gone {
             self.held.remove(id);
             self.unwatched.remove(id);
+            self.unread.remove(id);
             self.links.forget_directory(*id);
         }
     }

@@ -146,16 +146,33 @@ impl Watch {
 
     /// What cannot be looked at stays as it is downstream (I8), and is looked at again.
     fn miss(&mut self, look: Look, was_missed: bool, path: &TreePath, error: &io::Error) {
+        self.comes_again(was_missed, path, error);
+        self.missed.insert(look);
+    }
+
+    /// As [`Watch::miss`], for the changes since a moment in a directory that is known.
+    fn miss_changes(
+        &mut self,
+        id: NodeId,
+        since: Timestamp,
+        was_missed: bool,
+        path: &TreePath,
+        error: &io::Error,
+    ) {
+        self.comes_again(was_missed, path, error);
+        self.unread.insert(id, since);
+    }
+
+    fn comes_again(&mut self, was_missed: bool, path: &TreePath, error: &io::Error) {
         if !was_missed {
             tracing::warn!(
                 "{path}: {error}; what is in it is left as it is downstream, and looked at again \
                  until it can be read"
             );
         }
-        if self.missed.is_empty() {
+        if !self.misses() {
             self.missed_at = Instant::now() + super::MISSED_INTERVAL;
         }
-        self.missed.insert(look);
     }
 
     /// Watches and lists a directory that is new: the root, or `name` in `parent`. What is in
@@ -207,7 +224,8 @@ impl Watch {
         let Some(path) = self.nodes.path(id) else { return };
         self.dirty(path.clone(), What::CONTENT);
         if let Err(error) = listed {
-            self.cannot_look(&path, &error);
+            // All that is in it is new.
+            self.miss_changes(id, Timestamp::default(), false, &path, &error);
         }
         let mut directories = Vec::new();
         for (name, stat) in entries {
@@ -233,7 +251,7 @@ impl Watch {
         self.inotify.watches().add(path, watch_mask())
     }
 
-    fn is_unwatched(&mut self, id: NodeId, error: &io::Error) {
+    pub(super) fn is_unwatched(&mut self, id: NodeId, error: &io::Error) {
         if self.unwatched.is_empty() {
             let is_limit = error.raw_os_error() == Some(rustix::io::Errno::NOSPC.raw_os_error());
             let reason = if is_limit {
@@ -264,23 +282,21 @@ impl Watch {
         self.looks.push(Look::At(place));
     }
 
-    fn cannot_look(&mut self, path: &TreePath, error: &io::Error) {
-        // I8: what cannot be read stays as it is downstream.
-        tracing::warn!("{path}: {error}; it is left as it is downstream");
-    }
-
     /// Looks through one directory for what changed since a moment, and for unknown or missing
     /// directories. What it finds are hints as events are, so nothing has to be checked.
     pub(super) fn sweep(&mut self, id: NodeId, since: Timestamp) {
+        let missed_since = self.unread.remove(&id);
         let Some(path) = self.nodes.path(id) else { return };
         let Some(identity) = self.nodes.get(id).map(|node| node.identity) else { return };
-        let since = since.earlier_by_seconds(CLOCK_SLACK_SECONDS);
-        let fd = match self.root.open_directory(&path) {
-            Ok(fd) => fd,
+        let unknown_since = missed_since.map_or(since, |missed| missed.min(since));
+        let was_missed = missed_since.is_some();
+        let since = unknown_since.earlier_by_seconds(CLOCK_SLACK_SECONDS);
+        let opened = self.root.open_directory(&path);
+        let (fd, stat) = match opened.and_then(|fd| Ok((stat_fd(&fd)?, fd))) {
+            Ok((stat, fd)) => (fd, stat),
             Err(error) if is_absent(&error) => return self.look_again(id),
-            Err(error) => return self.cannot_look(&path, &error),
+            Err(error) => return self.miss_changes(id, unknown_since, was_missed, &path, &error),
         };
-        let Ok(stat) = stat_fd(&fd) else { return };
         if identity_of(&stat) != identity {
             return self.look_again(id);
         }
@@ -298,19 +314,25 @@ impl Watch {
         if timestamp(stat.stx_ctime) >= since {
             self.dirty(path.clone(), What::CONTENT);
         }
-        let mut found = Vec::new();
+        let (mut found, mut unread) = (Vec::new(), Vec::new());
         let mut buffer = std::mem::take(&mut self.list_buffer);
-        let listed = list_directory(&fd, &mut buffer, |name, file_type| {
-            if let Ok(stat) = stat_at(&fd, name) {
-                found.push((name.to_vec(), stat));
-            } else if file_type == FileType::Directory {
-                return Ok(());
+        let listed = list_directory(&fd, &mut buffer, |name, _| {
+            match stat_at(&fd, name) {
+                Ok(stat) => found.push((name.to_vec(), stat)),
+                Err(rustix::io::Errno::NOENT) => {}
+                Err(_) => unread.push(name.to_vec()),
             }
             Ok(())
         });
         self.list_buffer = buffer;
         if let Err(error) = listed {
-            return self.cannot_look(&path, &error);
+            return self.miss_changes(id, unknown_since, was_missed, &path, &error);
+        }
+        for name in unread {
+            // Who reads it, or looks at it if it is a directory, meets the error and comes again.
+            let place = Place { directory: id, name };
+            self.dirty_place(&place, What::CONTENT);
+            self.looks.push(Look::At(place));
         }
         let directories: FxHashSet<&[u8]> = found
             .iter()

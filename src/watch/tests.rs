@@ -10,6 +10,7 @@
 //!   7): `a_listing_that_finds_a_known_directory_elsewhere_is_believed`.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 
 use super::scan::Look;
@@ -62,6 +63,18 @@ impl Fixture {
         self.watch.read_events();
         self.watch.events.drain(..).collect()
     }
+}
+
+/// Has this thread obey the modes of files, as root does not.
+fn without_privileges() {
+    use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
+    let mut sets = capabilities(None).unwrap();
+    sets.effective.remove(CapabilitySet::DAC_OVERRIDE | CapabilitySet::DAC_READ_SEARCH);
+    set_capabilities(None, sets).unwrap();
+}
+
+fn set_mode(path: &std::path::Path, mode: u32) {
+    fs::set_permissions(path, PermissionsExt::from_mode(mode)).unwrap();
 }
 
 fn path(text: &str) -> TreePath {
@@ -131,6 +144,52 @@ fn events_of_a_removed_watch_tell_nothing() {
     assert_eq!(fixture.changes(), [content("e")]);
     fs::write(fixture.at("e/g"), "watched").unwrap();
     assert_eq!(fixture.changes(), [content("e/g")]);
+}
+
+#[test]
+fn what_cannot_be_read_after_an_overflow_is_not_gone() {
+    without_privileges();
+    let mut fixture = Fixture::new(&["d/deep", "e"]);
+    let node = fixture.watch.nodes.at(b"d/deep");
+    assert!(node.is_some());
+    set_mode(&fixture.at("d"), 0);
+    fixture.watch.lose_events();
+    let changes = fixture.changes();
+    assert!(!changes.contains(&content("d/deep")), "{changes:?}");
+    assert_eq!(fixture.watch.nodes.at(b"d/deep"), node, "an error became an absence");
+    set_mode(&fixture.at("d"), 0o755);
+    fixture.changes();
+    fs::write(fixture.at("d/deep/f"), "watched").unwrap();
+    assert_eq!(fixture.changes(), [content("d/deep/f")]);
+}
+
+#[test]
+fn what_could_not_be_looked_through_is_when_it_can_be_read() {
+    without_privileges();
+    // The event that it can be read comes, or something else was in the way.
+    for is_told in [true, false] {
+        let mut fixture = Fixture::new(&["d/deep"]);
+        fs::write(fixture.at("d/f"), "changed").unwrap();
+        fs::create_dir(fixture.at("d/new")).unwrap();
+        set_mode(&fixture.at("d"), 0);
+        fixture.watch.lose_events();
+        let changes = fixture.changes();
+        assert!(!changes.contains(&content("d/f")), "{changes:?}");
+        set_mode(&fixture.at("d"), 0o755);
+        if !is_told {
+            fixture.events();
+            fixture.watch.missed_at = Instant::now();
+        }
+        // Written this moment, it is told when it rests.
+        let started = Instant::now();
+        let mut changes = fixture.changes();
+        while !changes.contains(&content("d/f")) {
+            assert!(started.elapsed() < Duration::from_secs(5), "{changes:?}");
+            changes.extend(fixture.changes());
+        }
+        assert!(changes.contains(&content("d/new")), "{changes:?}");
+        assert!(fixture.watch.unread.is_empty());
+    }
 }
 
 /// vfat, exFAT, NTFS and FUSE have longer names than a message may hold.
