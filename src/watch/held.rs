@@ -7,6 +7,7 @@ use super::nodes::{NodeId, Place, ROOT};
 use super::scan::Look;
 use super::{Event, HELD_INTERVAL, Watch};
 use crate::model::{Identity, Timestamp};
+use crate::tree::reader::is_absent;
 
 /// What is known of a directory where another file system appeared or vanished.
 #[derive(Debug, Clone, Copy)]
@@ -125,13 +126,18 @@ impl Watch {
                 self.nodes.ids().filter(|node| self.nodes.is_above(id, *node)).collect();
             for node in below {
                 // The watches went with the mount.
-                let path = self.nodes.path(node);
-                let fd = path.and_then(|path| self.root.open_directory(&path).ok());
-                if let Some(fd) = fd
-                    && let Ok(watch) = self.add_watch(&fd)
-                    && self.nodes.by_watch(watch.get_watch_descriptor_id()).is_none()
-                {
-                    self.nodes.set_watch(node, watch);
+                let Some(path) = self.nodes.path(node) else { continue };
+                let is_unwatched = self.nodes.get(node).is_some_and(|node| node.watch.is_none());
+                match self.root.open_directory(&path).and_then(|fd| self.add_watch(&fd)) {
+                    Ok(watch) if self.nodes.by_watch(watch.get_watch_descriptor_id()).is_none() => {
+                        self.nodes.set_watch(node, watch);
+                    }
+                    // What is gone is found to be by the sweep.
+                    Err(error) if is_unwatched && !is_absent(&error) => {
+                        self.is_unwatched(node, &error);
+                    }
+                    // It was only hidden, and kept its watch; or the sweep finds another there.
+                    Ok(_) | Err(_) => {}
                 }
                 self.sweeps.push_back((node, since));
             }

@@ -192,6 +192,30 @@ fn what_could_not_be_looked_through_is_when_it_can_be_read() {
     }
 }
 
+#[test]
+fn what_cannot_be_watched_when_its_file_system_is_back_is_known_as_unwatched() {
+    without_privileges();
+    let mut fixture = Fixture::new(&["d/deep"]);
+    let [node, deep] = ["d", "d/deep"].map(|path| fixture.watch.nodes.at(path.as_bytes()).unwrap());
+    // As an unmount does.
+    let watch = fixture.watch.nodes.get(deep).unwrap().watch.clone().unwrap();
+    fixture.watch.nodes.forget_watch(watch.get_watch_descriptor_id());
+    fixture.watch.inotify.watches().remove(watch).unwrap();
+    fixture.watch.hold_below(node);
+    set_mode(&fixture.at("d/deep"), 0);
+    fixture.watch.held_at = Instant::now();
+    fixture.changes();
+    assert!(!fixture.watch.holds());
+    assert!(fixture.watch.unwatched.contains(&deep), "it has neither a watch nor looks");
+    set_mode(&fixture.at("d/deep"), 0o755);
+    fixture.watch.degraded_at = Instant::now();
+    while !fixture.watch.unwatched.is_empty() {
+        fixture.changes();
+    }
+    fs::write(fixture.at("d/deep/f"), "watched").unwrap();
+    assert!(fixture.changes().contains(&content("d/deep/f")));
+}
+
 /// vfat, exFAT, NTFS and FUSE have longer names than a message may hold.
 #[test]
 fn a_name_that_is_too_long_is_not_told_and_stops_nothing() {
