@@ -118,6 +118,8 @@ pub struct Watch {
     /// Files of which other names are searched for next, and the search that goes on.
     links_wanted: Vec<(Place, Identity)>,
     link_search: Option<link_search::LinkSearch>,
+    /// What is left to be searched, in directories that could not be read.
+    links_missed: Option<link_search::LinkSearch>,
     unsettled: Unsettled,
     /// First halves of renames, in the order they came.
     halves: VecDeque<events::Half>,
@@ -183,6 +185,7 @@ impl Watch {
             links: Links::default(),
             links_wanted: Vec::new(),
             link_search: None,
+            links_missed: None,
             unsettled: Unsettled::default(),
             halves: VecDeque::new(),
             looks: Vec::new(),
@@ -314,7 +317,7 @@ impl Watch {
     }
 
     fn misses(&self) -> bool {
-        !self.missed.is_empty() || !self.unread.is_empty()
+        !self.missed.is_empty() || !self.unread.is_empty() || self.links_missed.is_some()
     }
 
     fn holds(&self) -> bool {
@@ -349,6 +352,9 @@ impl Watch {
             self.missed_at = now + MISSED_INTERVAL.max(Duration::from_millis(1) * count as u32);
             self.looks.extend(self.missed.iter().cloned());
             self.sweeps.extend(self.unread.iter().map(|(id, since)| (*id, *since)));
+            if self.link_search.is_none() {
+                self.link_search = self.links_missed.take();
+            }
         }
         if self.holds() && now >= self.held_at {
             self.held_at = now + HELD_INTERVAL;

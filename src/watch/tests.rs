@@ -85,6 +85,11 @@ fn rename(from: &str, to: &str) -> Change {
     Change::Rename { from: path(from), to: path(to) }
 }
 
+/// Returns whether a change says anything of a path.
+fn told(change: &Change, text: &str) -> bool {
+    matches!(change, Change::Dirty { path: dirty, .. } if *dirty == path(text))
+}
+
 fn content(text: &str) -> Change {
     Change::Dirty { path: path(text), what: What::CONTENT }
 }
@@ -190,6 +195,34 @@ fn what_could_not_be_looked_through_is_when_it_can_be_read() {
         assert!(changes.contains(&content("d/new")), "{changes:?}");
         assert!(fixture.watch.unread.is_empty());
     }
+}
+
+#[test]
+fn names_in_a_directory_that_could_not_be_read_are_searched_for_again() {
+    without_privileges();
+    let mut fixture = Fixture::new(&["d", "locked"]);
+    fs::hard_link(fixture.at("d/f"), fixture.at("locked/g")).unwrap();
+    fixture.changes();
+    // As when the link was there before the watch, with another name outside of the tree.
+    let [d, locked] = ["d", "locked"].map(|path| fixture.watch.nodes.at(path.as_bytes()).unwrap());
+    for (directory, name) in [(d, b"f"), (locked, b"g")] {
+        let place = Place { directory, name: name.to_vec() };
+        fixture.watch.links.remove(&place);
+    }
+    set_mode(&fixture.at("locked"), 0);
+    fs::hard_link(fixture.at("d/f"), fixture.at("d/h")).unwrap();
+    let changes = fixture.changes();
+    assert!(changes.iter().any(|change| told(change, "d/h")), "{changes:?}");
+    // It does not go on and on until it can be read.
+    assert!(fixture.watch.poll_timeout() > Some(Instant::now()));
+    set_mode(&fixture.at("locked"), 0o755);
+    fixture.changes();
+    fixture.watch.missed_at = Instant::now();
+    fixture.changes();
+    fs::write(fixture.at("d/f"), "changed").unwrap();
+    let changes = fixture.changes();
+    assert!(changes.contains(&content("locked/g")), "{changes:?}");
+    assert!(!fixture.watch.misses());
 }
 
 #[test]
