@@ -8,6 +8,9 @@
 //!   `a_file_that_never_rests_is_told_at_a_bounded_rate`.
 //! - A listing that finds a known directory elsewhere, with nothing queued, is believed (DESIGN
 //!   7): `a_listing_that_finds_a_known_directory_elsewhere_is_believed`.
+//! - What cannot be read is not gone, and is looked at again: the tests `without_privileges`.
+//! - A name may be longer than a path may have:
+//!   `a_name_that_is_too_long_is_not_told_and_stops_nothing`.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
