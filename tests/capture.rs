@@ -20,7 +20,7 @@
 //! | mmap writes | `a_write_through_a_mapping_is_told_when_the_mapping_ends` |
 //! | drain before any other work, to the end | `all_events_are_read_before_a_directory_is_listed` |
 //! | repeats are merged | `repeats_are_told_once` |
-//! | overflow looks only for what changed | `after_an_overflow_only_what_changed_is_told`, and `tests/faults.rs` |
+//! | overflow looks only for what changed | `after_an_overflow_only_what_changed_is_told`, `after_an_overflow_a_directory_that_is_mounted_twice_has_not_moved`, and `tests/faults.rs` |
 //! | the watch limit | `watch_limit_is_met_with_words_and_rescans` in `tests/faults.rs` |
 //! | what is never mirrored costs no watch | `reserved_names_are_not_told_and_cost_no_watch` |
 //! | the work of a turn is bounded | `a_turn_lists_for_a_bounded_time_and_asks_for_another` |
@@ -39,6 +39,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, XattrFlags};
 
+use common::machine::{Bind, need_root};
 use common::operations::{Operations, acl};
 use common::watched::Watched;
 use mirror::role::{Feed as _, Progress};
@@ -481,6 +482,28 @@ fn what_raised_no_event_is_found_by_a_rescan() {
     watched.watch.rescan();
     let records = watched.wait_for("content f");
     assert!(!has(&records, "content g"), "{records:?}");
+}
+
+#[test]
+fn after_an_overflow_a_directory_that_is_mounted_twice_has_not_moved() {
+    if !need_root("after_an_overflow_a_directory_that_is_mounted_twice_has_not_moved") {
+        return;
+    }
+    let mut watched = Watched::new(|root| {
+        for name in ["a/d/deep", "b/d", "all"] {
+            fs::create_dir_all(root.join(name)).unwrap();
+        }
+        rest(&root.join("all"));
+    });
+    let bind = |of: &str, path: &str| Bind::new(&watched.root.join(of), &watched.root.join(path));
+    let _mounts = match bind("a/d", "b/d").and_then(|first| Ok((first, bind("", "all")?))) {
+        Ok(mounts) => mounts,
+        Err(error) => return common::skip(&format!("no bind mounts: {error}")),
+    };
+    watched.watch.lose_events();
+    assert_eq!(watched.records(), Vec::<String>::new());
+    fs::write(watched.at("a/d/deep/f"), "f").unwrap();
+    assert_eq!(watched.records(), ["content a/d/deep/f"]);
 }
 
 fn has(records: &[String], wanted: &str) -> bool {

@@ -9,7 +9,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use common::judge::Judge;
-use common::machine::{Mount, Sysctl, need_root, need_tool};
+use common::machine::{Bind, Mount, Sysctl, need_root, need_tool};
 use common::operations::Operations;
 use common::pair::{Pair, inode, pair_on_ext4, wait_until};
 use common::process::{Process, mirror};
@@ -350,6 +350,63 @@ fn unmounted_root_is_not_a_deletion() {
     pair.sink = None;
     pair.source = None;
     drop(mount);
+}
+
+/// A directory that is in the tree twice is mirrored at one of its places, and the other holds
+/// back nothing but itself.
+#[test]
+fn a_bind_mount_within_the_tree_does_not_stop_the_rest() {
+    if !need_root("a_bind_mount_within_the_tree_does_not_stop_the_rest") {
+        return;
+    }
+    // Known from the start, and met by the first change below it.
+    for is_there_at_start in [true, false] {
+        let mut pair = Pair::new();
+        for name in ["a/d/deep", "b/d", "c"] {
+            fs::create_dir_all(pair.src.join(name)).unwrap();
+            fs::write(pair.src.join(name).join("f"), name).unwrap();
+        }
+        fs::create_dir(pair.src.join("all")).unwrap();
+        if !is_there_at_start {
+            pair.start();
+            pair.converge();
+            // Another replica is to be made, for which everything is looked at.
+            pair.sink().kill9();
+            fs::remove_dir_all(&pair.dst).unwrap();
+            fs::create_dir(&pair.dst).unwrap();
+        }
+        let bind = |of: &str, path: &str| Bind::new(&pair.src.join(of), &pair.src.join(path));
+        let mounts = match bind("a/d", "b/d").and_then(|first| Ok((first, bind("", "all")?))) {
+            Ok(mounts) => mounts,
+            Err(error) => return common::skip(&format!("no bind mounts: {error}")),
+        };
+        if is_there_at_start {
+            pair.start_source();
+        }
+        pair.start_sink();
+        let is_live = |name: &str, path: &str| {
+            fs::write(pair.src.join(path).join(name), name).unwrap();
+            let in_place = || pair.dst.join(path).join(name).exists();
+            assert!(wait_until(common::patience(), in_place), "{path}/{name} is not mirrored");
+        };
+        is_live("live", "c");
+        // One of the two, whichever was met first.
+        fs::write(pair.src.join("a/d/deep/live"), "live").unwrap();
+        let seen = |path: &str| pair.dst.join(path).join("deep/live").exists();
+        pair.wait_for("one of the two", || seen("a/d") || seen("b/d"));
+        std::thread::sleep(Duration::from_secs(2));
+        let before = pair.source.as_ref().unwrap().usage().cpu_s;
+        std::thread::sleep(Duration::from_secs(2));
+        let spent = pair.source.as_ref().unwrap().usage().cpu_s - before;
+        assert!(spent < 0.5, "{spent} s of CPU in 2 s in which nothing happens");
+        let log = pair.source.as_ref().unwrap().log();
+        assert_eq!(log.matches("is also at").count(), 2, "{log}");
+        drop(mounts);
+        pair.converge();
+        for path in ["a/d/deep", "b/d", "all"] {
+            is_live("after", path);
+        }
+    }
 }
 
 /// A directory that cannot be read is an error, and no deletion. Root reads everything, so

@@ -53,7 +53,7 @@ impl Watch {
         }
         let place = Place { directory, name: event.name.into_vec() };
         let is_directory = mask.contains(EventMask::ISDIR);
-        if is_reserved(&place) {
+        if is_reserved(&place) || self.is_too_long_name(&place.name) {
             // What is never mirrored is outside the tree, also when something is moved there.
             let half = self.halves.iter().position(|half| half.cookie == event.cookie);
             if mask.contains(EventMask::MOVED_TO)
@@ -109,6 +109,9 @@ impl Watch {
             && let Some(path) = self.nodes.path(directory)
         {
             self.dirty(path, What::ATTRIBUTES);
+            // It may be readable now, and what is below it.
+            let below = self.unread.iter().filter(|(id, _)| self.nodes.is_above(directory, **id));
+            self.sweeps.extend(below.map(|(id, since)| (*id, *since)));
         }
         // Whether the root is in its place is asked before each use; below it, a file system
         // that goes leaves another directory at the name.

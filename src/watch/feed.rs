@@ -57,10 +57,10 @@ impl Feed for Watch {
         if !self.unwatched.is_empty() {
             next = next.min(self.degraded_at);
         }
-        if !self.missed.is_empty() {
+        if self.misses() {
             next = next.min(self.missed_at);
         }
-        if !self.held.is_empty() {
+        if self.holds() {
             next = next.min(self.held_at);
         }
         Some(next)
@@ -92,21 +92,29 @@ impl Feed for Watch {
     }
 
     fn confirm(&mut self, path: &[u8], identity: Identity) -> Confirmation {
-        let Some(node) = self.nodes.at(path) else {
+        let node = self.nodes.at(path);
+        let unknown = if node.is_none() { self.nodes.first_unknown(path) } else { None };
+        // What is mounted over a directory may have names in it that were never known.
+        let nearest = node.or(unknown.as_ref().map(|place| place.directory));
+        if let Some(nearest) = nearest
+            && let Some((_, held)) =
+                self.held.iter_mut().find(|(id, _)| self.nodes.is_above(**id, nearest))
+        {
+            held.was_read = true;
+            return Confirmation::Held;
+        }
+        if unknown.as_ref().is_some_and(|place| self.aliases.contains_key(place)) {
+            return Confirmation::Held;
+        }
+        let Some(node) = node else {
             // Should nothing that is queued explain it, a look does.
-            if let Some(place) = self.nodes.first_unknown(path)
+            if let Some(place) = unknown
                 && self.missed.insert(scan::Look::At(place.clone()))
             {
                 self.looks.push(scan::Look::At(place));
             }
             return Confirmation::Unknown;
         };
-        if let Some((_, held)) =
-            self.held.iter_mut().find(|(id, _)| self.nodes.is_above(**id, node))
-        {
-            held.was_read = true;
-            return Confirmation::Held;
-        }
         if self.nodes.get(node).is_some_and(|node| node.identity == identity) {
             return Confirmation::Known;
         }

@@ -53,11 +53,18 @@ impl Links {
         (group.places.len() as u32) < count && group.searched != (count, group.places.len())
     }
 
-    /// Notes that all directories were searched for names of `identity`.
-    pub fn note_searched(&mut self, identity: Identity) {
-        if let Some(group) = self.groups.get_mut(&identity) {
-            group.searched = (group.count, group.places.len());
-        }
+    /// Notes that all directories were searched for names of `identity`. Returns whether that
+    /// tells anything new since the last search.
+    pub fn note_searched(&mut self, identity: Identity) -> bool {
+        let Some(group) = self.groups.get_mut(&identity) else { return false };
+        let searched = (group.count, group.places.len());
+        std::mem::replace(&mut group.searched, searched) != searched
+    }
+
+    /// Returns whether names of `identity` are not known.
+    pub fn is_incomplete(&self, identity: Identity) -> bool {
+        let group = self.groups.get(&identity);
+        group.is_some_and(|group| (group.places.len() as u32) < group.count)
     }
 
     /// Returns all known names of the file that has `place` as one of several.

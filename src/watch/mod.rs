@@ -16,6 +16,7 @@
 
 mod events;
 mod feed;
+mod held;
 mod link_search;
 mod links;
 mod nodes;
@@ -23,7 +24,7 @@ mod overflow;
 mod scan;
 mod unsettled;
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::io;
 use std::mem::MaybeUninit;
 use std::time::{Duration, Instant};
@@ -31,7 +32,8 @@ use std::time::{Duration, Instant};
 use inotify::{EventMask, Inotify, WatchMask};
 use rustc_hash::FxHashSet;
 
-use crate::model::limits::PATH_BYTES_MAX;
+use crate::model::limits::{NAME_BYTES_MAX, PATH_BYTES_MAX};
+use crate::model::path::check_name;
 use crate::model::{Change, Identity, Record, Sequence, Timestamp, TreePath, What};
 use crate::tree::Root;
 use crate::tree::metadata::timestamp;
@@ -110,11 +112,14 @@ pub struct Watch {
     recovery: Option<overflow::Recovery>,
     overflow_said: Option<Instant>,
     too_long_said: bool,
+    long_name_said: bool,
     nodes: Nodes,
     links: Links,
     /// Files of which other names are searched for next, and the search that goes on.
     links_wanted: Vec<(Place, Identity)>,
     link_search: Option<link_search::LinkSearch>,
+    /// What is left to be searched, in directories that could not be read.
+    links_missed: Option<link_search::LinkSearch>,
     unsettled: Unsettled,
     /// First halves of renames, in the order they came.
     halves: VecDeque<events::Half>,
@@ -128,7 +133,9 @@ pub struct Watch {
     /// Directories without a watch, for want of room.
     unwatched: FxHashSet<NodeId>,
     /// Directories where another file system appeared or vanished.
-    held: HashMap<NodeId, scan::Held>,
+    held: HashMap<NodeId, held::Held>,
+    /// Names that lead to a directory that is known, and still is, elsewhere.
+    aliases: BTreeMap<Place, Identity>,
     /// Dirty paths since the last rename, in order, each once.
     batch: Vec<(TreePath, What)>,
     batch_index: HashMap<TreePath, usize>,
@@ -146,6 +153,8 @@ pub struct Watch {
     held_at: Instant,
     /// Names that could not be looked at, or were read and are not known: looked at again.
     missed: BTreeSet<scan::Look>,
+    /// Directories that could not be looked through, and since when: looked through again.
+    unread: BTreeMap<NodeId, Timestamp>,
     missed_at: Instant,
     root_lost: bool,
     started: Instant,
@@ -171,10 +180,12 @@ impl Watch {
             recovery: None,
             overflow_said: None,
             too_long_said: false,
+            long_name_said: false,
             nodes: Nodes::new(root_identity),
             links: Links::default(),
             links_wanted: Vec::new(),
             link_search: None,
+            links_missed: None,
             unsettled: Unsettled::default(),
             halves: VecDeque::new(),
             looks: Vec::new(),
@@ -182,6 +193,7 @@ impl Watch {
             sweeps: VecDeque::new(),
             unwatched: FxHashSet::default(),
             held: HashMap::new(),
+            aliases: BTreeMap::new(),
             batch: Vec::new(),
             batch_index: HashMap::new(),
             records: VecDeque::new(),
@@ -194,6 +206,7 @@ impl Watch {
             degraded_since: clock,
             held_at: now,
             missed: BTreeSet::new(),
+            unread: BTreeMap::new(),
             missed_at: now,
             root_lost: false,
             started: now,
@@ -303,6 +316,14 @@ impl Watch {
         self.flush_batch();
     }
 
+    fn misses(&self) -> bool {
+        !self.missed.is_empty() || !self.unread.is_empty() || self.links_missed.is_some()
+    }
+
+    fn holds(&self) -> bool {
+        !self.held.is_empty() || !self.aliases.is_empty()
+    }
+
     fn searches_links(&self) -> bool {
         self.link_search.is_some() || !self.links_wanted.is_empty()
     }
@@ -326,12 +347,16 @@ impl Watch {
                 DEGRADED_INTERVAL.max(Duration::from_micros(500) * self.unwatched.len() as u32);
             self.degraded_at = now + pause;
         }
-        if !self.missed.is_empty() && now >= self.missed_at {
-            self.missed_at =
-                now + MISSED_INTERVAL.max(Duration::from_millis(1) * self.missed.len() as u32);
+        if self.misses() && now >= self.missed_at {
+            let count = self.missed.len() + self.unread.len();
+            self.missed_at = now + MISSED_INTERVAL.max(Duration::from_millis(1) * count as u32);
             self.looks.extend(self.missed.iter().cloned());
+            self.sweeps.extend(self.unread.iter().map(|(id, since)| (*id, *since)));
+            if self.link_search.is_none() {
+                self.link_search = self.links_missed.take();
+            }
         }
-        if !self.held.is_empty() && now >= self.held_at {
+        if self.holds() && now >= self.held_at {
             self.held_at = now + HELD_INTERVAL;
             self.release_held();
         }
@@ -402,6 +427,21 @@ impl Watch {
         is_too_long
     }
 
+    /// Returns whether no path can have `name`, and says so once: some file systems have names of
+    /// up to 765 bytes. Listings leave them out.
+    fn is_too_long_name(&mut self, name: &[u8]) -> bool {
+        let is_too_long = check_name(name).is_err();
+        if is_too_long && !std::mem::replace(&mut self.long_name_said, true) {
+            tracing::warn!(
+                "{}: names of more than {NAME_BYTES_MAX} bytes are not mirrored; the first one \
+                 begins with {}",
+                self.root.path().display(),
+                name[..name.len().min(100)].escape_ascii()
+            );
+        }
+        is_too_long
+    }
+
     /// Journals a rename, behind what became dirty before it.
     fn journal_move(&mut self, change: Change) {
         self.flush_batch();
@@ -440,6 +480,7 @@ impl Watch {
         for id in &gone {
             self.held.remove(id);
             self.unwatched.remove(id);
+            self.unread.remove(id);
             self.links.forget_directory(*id);
         }
     }

@@ -156,12 +156,11 @@ impl Nodes {
     }
 
     /// Forgets a watch that the kernel took away.
-    pub fn forget_watch(&mut self, descriptor: i32) -> Option<NodeId> {
-        let id = self.by_watch.remove(&descriptor)?;
-        if let Some(node) = self.get_mut(id) {
+    pub fn forget_watch(&mut self, descriptor: i32) {
+        let id = self.by_watch.remove(&descriptor);
+        if let Some(node) = id.and_then(|id| self.get_mut(id)) {
             node.watch = None;
         }
-        Some(id)
     }
 
     /// Takes a directory from its name; it keeps its path until it is attached or dropped.

@@ -10,7 +10,7 @@ use super::scan::Look;
 use super::{Event, Watch};
 use crate::model::Identity;
 use crate::model::{Change, Timestamp, TreePath, What};
-use crate::tree::reader::list_directory;
+use crate::tree::reader::{is_absent, list_directory};
 use crate::tree::root::{identity_of, stat_at, stat_fd};
 
 /// A walk through all directories after an overflow, a few in each turn.
@@ -22,6 +22,8 @@ pub(super) struct Recovery {
     met: Vec<Met>,
     /// Directories to go on with.
     pending: Vec<TreePath>,
+    /// What could not be read. What is below was not met, and yet is not gone (I8).
+    unread: Vec<TreePath>,
     /// Walks that were begun.
     attempts: u32,
 }
@@ -68,7 +70,8 @@ impl Watch {
             }
         };
         let pending = vec![TreePath::root()];
-        self.recovery = Some(Recovery { since, met: Vec::new(), pending, attempts });
+        self.recovery =
+            Some(Recovery { since, met: Vec::new(), pending, unread: Vec::new(), attempts });
     }
 
     /// Goes on with the walk, and at its end brings the nodes into agreement with the tree:
@@ -96,13 +99,13 @@ impl Watch {
             self.recovery = Some(recovery);
         } else {
             self.overflowed = false;
-            self.agree_with(&recovery.met);
+            self.agree_with(&recovery);
             self.sweeps.clear();
             self.sweeps.extend(self.nodes.ids().map(|id| (id, recovery.since)));
         }
     }
 
-    fn agree_with(&mut self, met: &[Met]) {
+    fn agree_with(&mut self, recovery: &Recovery) {
         // Renames of which only a half was seen: those directories are found by identity.
         for half in std::mem::take(&mut self.halves) {
             let free = self.nodes.child(half.from.directory, &half.from.name).is_none();
@@ -115,7 +118,7 @@ impl Watch {
             }
         }
         let mut reached = FxHashSet::from_iter([ROOT]);
-        for met in met {
+        for met in &recovery.met {
             let Some(parent) = self.nodes.by_identity(met.parent) else { continue };
             let place = Place { directory: parent, name: met.name.clone() };
             if let Some(node) = self.nodes.by_identity(met.identity) {
@@ -126,10 +129,12 @@ impl Watch {
                 None => self.looks.push(Look::At(place)),
             }
         }
+        let unread = recovery.unread.iter().filter_map(|path| self.nodes.at(path.as_bytes()));
+        let spared: Vec<NodeId> = self.held.keys().copied().chain(unread).collect();
         let lost: Vec<NodeId> = self.nodes.ids().filter(|id| !reached.contains(id)).collect();
         for id in lost {
             if let Some(path) = self.nodes.path(id)
-                && !self.held.keys().any(|held| self.nodes.is_above(*held, id))
+                && !spared.iter().any(|spared| self.nodes.is_above(*spared, id))
             {
                 self.dirty(path, What::CONTENT);
                 self.drop_node(id);
@@ -139,10 +144,15 @@ impl Watch {
 
     /// Lists the directories in one directory.
     fn meet(&mut self, path: &TreePath, recovery: &mut Recovery) {
-        // It is gone, or somewhere else: what is below it counts as not met.
-        let Ok(fd) = self.root.open_directory(path) else { return };
-        let Ok(stat) = stat_fd(&fd) else { return };
-        let parent = identity_of(&stat);
+        let opened = self.root.open_directory(path);
+        let opened = opened.and_then(|fd| Ok((identity_of(&stat_fd(&fd)?), fd)));
+        let (parent, fd) = match opened {
+            Ok(opened) => opened,
+            // It is gone, or somewhere else: what is below it counts as not met.
+            Err(error) if is_absent(&error) => return,
+            // The sweep that follows says so, and is repeated until it can be read.
+            Err(_) => return recovery.unread.push(path.clone()),
+        };
         let mut buffer = std::mem::take(&mut self.list_buffer);
         let listed = list_directory(&fd, &mut buffer, |name, file_type| {
             if !matches!(file_type, FileType::Directory | FileType::Unknown)
@@ -150,7 +160,14 @@ impl Watch {
             {
                 return Ok(());
             }
-            let Ok(stat) = stat_at(&fd, name) else { return Ok(()) };
+            let stat = match stat_at(&fd, name) {
+                Ok(stat) => stat,
+                Err(rustix::io::Errno::NOENT) => return Ok(()),
+                Err(_) => {
+                    recovery.unread.push(path.join(name));
+                    return Ok(());
+                }
+            };
             if FileType::from_raw_mode(stat.stx_mode.into()) == FileType::Directory {
                 let identity = identity_of(&stat);
                 recovery.met.push(Met { identity, parent, name: name.to_vec() });
@@ -159,8 +176,8 @@ impl Watch {
             Ok(())
         });
         self.list_buffer = buffer;
-        if let Err(error) = listed {
-            tracing::warn!("{path}: {error}; it is left as it is downstream");
+        if listed.is_err() {
+            recovery.unread.push(path.clone());
         }
     }
 
@@ -169,6 +186,11 @@ impl Watch {
         let Some(known) = self.nodes.get(node) else { return };
         let from = Place { directory: known.parent, name: known.name.to_vec() };
         if from == *to {
+            return;
+        }
+        if self.is_also_in_place(node, to) {
+            // Met at its own place too, it did not move. A look holds the other one.
+            self.looks.push(Look::At(to.clone()));
             return;
         }
         let (Some(from_path), Some(to_path)) = (self.path_of(&from), self.path_of(to)) else {

@@ -28,15 +28,6 @@ pub(super) enum Look {
     At(Place),
 }
 
-/// What is known of a directory where another file system appeared or vanished.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Held {
-    /// When that was.
-    pub since: Timestamp,
-    /// Whether something below it was to be sent since.
-    pub was_read: bool,
-}
-
 /// Coarse clocks and times that are set back make a moment uncertain by this much.
 const CLOCK_SLACK_SECONDS: i64 = 2;
 
@@ -104,6 +95,17 @@ impl Watch {
             return;
         };
         let identity = identity_of(&stat);
+        let elsewhere = self.nodes.by_identity(identity);
+        let first = elsewhere.filter(|first| self.is_also_in_place(*first, &place));
+        if let Some(first) = first {
+            if self.may_have_moved() {
+                self.looks.push(look);
+            } else {
+                self.hold_alias(place, first);
+            }
+            return;
+        }
+        self.aliases.remove(&place);
         if let Some(node) = node
             && let Some(known) = self.nodes.get(node)
         {
@@ -117,7 +119,7 @@ impl Watch {
             }
             self.drop_node(node);
         }
-        if let Some(elsewhere) = self.nodes.by_identity(identity) {
+        if let Some(elsewhere) = elsewhere {
             if self.nodes.is_above(elsewhere, place.directory) {
                 return; // A directory cannot be below itself: an event explains, later.
             }
@@ -144,16 +146,33 @@ impl Watch {
 
     /// What cannot be looked at stays as it is downstream (I8), and is looked at again.
     fn miss(&mut self, look: Look, was_missed: bool, path: &TreePath, error: &io::Error) {
+        self.comes_again(was_missed, path, error);
+        self.missed.insert(look);
+    }
+
+    /// As [`Watch::miss`], for the changes since a moment in a directory that is known.
+    fn miss_changes(
+        &mut self,
+        id: NodeId,
+        since: Timestamp,
+        was_missed: bool,
+        path: &TreePath,
+        error: &io::Error,
+    ) {
+        self.comes_again(was_missed, path, error);
+        self.unread.insert(id, since);
+    }
+
+    fn comes_again(&mut self, was_missed: bool, path: &TreePath, error: &io::Error) {
         if !was_missed {
             tracing::warn!(
                 "{path}: {error}; what is in it is left as it is downstream, and looked at again \
                  until it can be read"
             );
         }
-        if self.missed.is_empty() {
+        if !self.misses() {
             self.missed_at = Instant::now() + super::MISSED_INTERVAL;
         }
-        self.missed.insert(look);
     }
 
     /// Watches and lists a directory that is new: the root, or `name` in `parent`. What is in
@@ -205,7 +224,8 @@ impl Watch {
         let Some(path) = self.nodes.path(id) else { return };
         self.dirty(path.clone(), What::CONTENT);
         if let Err(error) = listed {
-            self.cannot_look(&path, &error);
+            // All that is in it is new.
+            self.miss_changes(id, Timestamp::default(), false, &path, &error);
         }
         let mut directories = Vec::new();
         for (name, stat) in entries {
@@ -225,13 +245,13 @@ impl Watch {
         self.looks.extend(directories.into_iter().rev());
     }
 
-    fn add_watch(&mut self, fd: &OwnedFd) -> io::Result<WatchDescriptor> {
+    pub(super) fn add_watch(&mut self, fd: &OwnedFd) -> io::Result<WatchDescriptor> {
         // By its descriptor: no path can lead elsewhere, and none is too long.
         let path = format!("/proc/self/fd/{}/.", fd.as_raw_fd());
         self.inotify.watches().add(path, watch_mask())
     }
 
-    fn is_unwatched(&mut self, id: NodeId, error: &io::Error) {
+    pub(super) fn is_unwatched(&mut self, id: NodeId, error: &io::Error) {
         if self.unwatched.is_empty() {
             let is_limit = error.raw_os_error() == Some(rustix::io::Errno::NOSPC.raw_os_error());
             let reason = if is_limit {
@@ -262,73 +282,21 @@ impl Watch {
         self.looks.push(Look::At(place));
     }
 
-    fn cannot_look(&mut self, path: &TreePath, error: &io::Error) {
-        // I8: what cannot be read stays as it is downstream.
-        tracing::warn!("{path}: {error}; it is left as it is downstream");
-    }
-
-    /// Another file system was mounted over a directory, or one was unmounted: what is there
-    /// now is not what was mirrored, and its absence is no removal (I8).
-    fn hold_below(&mut self, id: NodeId) {
-        if self.held.contains_key(&id) {
-            return;
-        }
-        if let Some(path) = self.nodes.path(id) {
-            tracing::error!(
-                "{path}: a file system was mounted or unmounted here; it is held as it was \
-                 downstream until that is undone (or restart the source to mirror what is there)"
-            );
-        }
-        self.held.insert(id, Held { since: self.clock, was_read: false });
-    }
-
-    /// Looks whether held directories are back.
-    pub(super) fn release_held(&mut self) {
-        let held: Vec<(NodeId, Held)> = self.held.iter().map(|(id, held)| (*id, *held)).collect();
-        for (id, held) in held {
-            // What was to be sent and was not is not told by any time.
-            let since = if held.was_read { Timestamp::default() } else { held.since };
-            let Some(node) = self.nodes.get(id) else {
-                self.held.remove(&id);
-                continue;
-            };
-            let place = Place { directory: node.parent, name: node.name.to_vec() };
-            if self.identity_at(&place) != Some(node.identity) {
-                continue;
-            }
-            self.held.remove(&id);
-            if let Some(path) = self.nodes.path(id) {
-                tracing::info!("{path}: the file system is back");
-            }
-            let below: Vec<NodeId> =
-                self.nodes.ids().filter(|node| self.nodes.is_above(id, *node)).collect();
-            for node in below {
-                // The watches went with the mount.
-                let path = self.nodes.path(node);
-                let fd = path.and_then(|path| self.root.open_directory(&path).ok());
-                if let Some(fd) = fd
-                    && let Ok(watch) = self.add_watch(&fd)
-                    && self.nodes.by_watch(watch.get_watch_descriptor_id()).is_none()
-                {
-                    self.nodes.set_watch(node, watch);
-                }
-                self.sweeps.push_back((node, since));
-            }
-        }
-    }
-
     /// Looks through one directory for what changed since a moment, and for unknown or missing
     /// directories. What it finds are hints as events are, so nothing has to be checked.
     pub(super) fn sweep(&mut self, id: NodeId, since: Timestamp) {
+        let missed_since = self.unread.remove(&id);
         let Some(path) = self.nodes.path(id) else { return };
         let Some(identity) = self.nodes.get(id).map(|node| node.identity) else { return };
-        let since = since.earlier_by_seconds(CLOCK_SLACK_SECONDS);
-        let fd = match self.root.open_directory(&path) {
-            Ok(fd) => fd,
+        let unknown_since = missed_since.map_or(since, |missed| missed.min(since));
+        let was_missed = missed_since.is_some();
+        let since = unknown_since.earlier_by_seconds(CLOCK_SLACK_SECONDS);
+        let opened = self.root.open_directory(&path);
+        let (fd, stat) = match opened.and_then(|fd| Ok((stat_fd(&fd)?, fd))) {
+            Ok((stat, fd)) => (fd, stat),
             Err(error) if is_absent(&error) => return self.look_again(id),
-            Err(error) => return self.cannot_look(&path, &error),
+            Err(error) => return self.miss_changes(id, unknown_since, was_missed, &path, &error),
         };
-        let Ok(stat) = stat_fd(&fd) else { return };
         if identity_of(&stat) != identity {
             return self.look_again(id);
         }
@@ -346,19 +314,25 @@ impl Watch {
         if timestamp(stat.stx_ctime) >= since {
             self.dirty(path.clone(), What::CONTENT);
         }
-        let mut found = Vec::new();
+        let (mut found, mut unread) = (Vec::new(), Vec::new());
         let mut buffer = std::mem::take(&mut self.list_buffer);
-        let listed = list_directory(&fd, &mut buffer, |name, file_type| {
-            if let Ok(stat) = stat_at(&fd, name) {
-                found.push((name.to_vec(), stat));
-            } else if file_type == FileType::Directory {
-                return Ok(());
+        let listed = list_directory(&fd, &mut buffer, |name, _| {
+            match stat_at(&fd, name) {
+                Ok(stat) => found.push((name.to_vec(), stat)),
+                Err(rustix::io::Errno::NOENT) => {}
+                Err(_) => unread.push(name.to_vec()),
             }
             Ok(())
         });
         self.list_buffer = buffer;
         if let Err(error) = listed {
-            return self.cannot_look(&path, &error);
+            return self.miss_changes(id, unknown_since, was_missed, &path, &error);
+        }
+        for name in unread {
+            // Who reads it, or looks at it if it is a directory, meets the error and comes again.
+            let place = Place { directory: id, name };
+            self.dirty_place(&place, What::CONTENT);
+            self.looks.push(Look::At(place));
         }
         let directories: FxHashSet<&[u8]> = found
             .iter()

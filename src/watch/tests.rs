@@ -8,8 +8,12 @@
 //!   `a_file_that_never_rests_is_told_at_a_bounded_rate`.
 //! - A listing that finds a known directory elsewhere, with nothing queued, is believed (DESIGN
 //!   7): `a_listing_that_finds_a_known_directory_elsewhere_is_believed`.
+//! - What cannot be read is not gone, and is looked at again: the tests `without_privileges`.
+//! - A name may be longer than a path may have:
+//!   `a_name_that_is_too_long_is_not_told_and_stops_nothing`.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 
 use super::scan::Look;
@@ -64,12 +68,29 @@ impl Fixture {
     }
 }
 
+/// Has this thread obey the modes of files, as root does not.
+fn without_privileges() {
+    use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
+    let mut sets = capabilities(None).unwrap();
+    sets.effective.remove(CapabilitySet::DAC_OVERRIDE | CapabilitySet::DAC_READ_SEARCH);
+    set_capabilities(None, sets).unwrap();
+}
+
+fn set_mode(path: &std::path::Path, mode: u32) {
+    fs::set_permissions(path, PermissionsExt::from_mode(mode)).unwrap();
+}
+
 fn path(text: &str) -> TreePath {
     TreePath::new(text).unwrap()
 }
 
 fn rename(from: &str, to: &str) -> Change {
     Change::Rename { from: path(from), to: path(to) }
+}
+
+/// Returns whether a change says anything of a path.
+fn told(change: &Change, text: &str) -> bool {
+    matches!(change, Change::Dirty { path: dirty, .. } if *dirty == path(text))
 }
 
 fn content(text: &str) -> Change {
@@ -131,6 +152,128 @@ fn events_of_a_removed_watch_tell_nothing() {
     assert_eq!(fixture.changes(), [content("e")]);
     fs::write(fixture.at("e/g"), "watched").unwrap();
     assert_eq!(fixture.changes(), [content("e/g")]);
+}
+
+#[test]
+fn what_cannot_be_read_after_an_overflow_is_not_gone() {
+    without_privileges();
+    let mut fixture = Fixture::new(&["d/deep", "e"]);
+    let node = fixture.watch.nodes.at(b"d/deep");
+    assert!(node.is_some());
+    set_mode(&fixture.at("d"), 0);
+    fixture.watch.lose_events();
+    let changes = fixture.changes();
+    assert!(!changes.contains(&content("d/deep")), "{changes:?}");
+    assert_eq!(fixture.watch.nodes.at(b"d/deep"), node, "an error became an absence");
+    set_mode(&fixture.at("d"), 0o755);
+    fixture.changes();
+    fs::write(fixture.at("d/deep/f"), "watched").unwrap();
+    assert_eq!(fixture.changes(), [content("d/deep/f")]);
+}
+
+#[test]
+fn what_could_not_be_looked_through_is_when_it_can_be_read() {
+    without_privileges();
+    // The event that it can be read comes, or something else was in the way.
+    for is_told in [true, false] {
+        let mut fixture = Fixture::new(&["d/deep"]);
+        fs::write(fixture.at("d/f"), "changed").unwrap();
+        fs::create_dir(fixture.at("d/new")).unwrap();
+        set_mode(&fixture.at("d"), 0);
+        fixture.watch.lose_events();
+        let changes = fixture.changes();
+        assert!(!changes.contains(&content("d/f")), "{changes:?}");
+        set_mode(&fixture.at("d"), 0o755);
+        if !is_told {
+            fixture.events();
+            fixture.watch.missed_at = Instant::now();
+        }
+        // Written this moment, it is told when it rests.
+        let started = Instant::now();
+        let mut changes = fixture.changes();
+        while !changes.contains(&content("d/f")) {
+            assert!(started.elapsed() < Duration::from_secs(5), "{changes:?}");
+            changes.extend(fixture.changes());
+        }
+        assert!(changes.contains(&content("d/new")), "{changes:?}");
+        assert!(fixture.watch.unread.is_empty());
+    }
+}
+
+#[test]
+fn names_in_a_directory_that_could_not_be_read_are_searched_for_again() {
+    without_privileges();
+    let mut fixture = Fixture::new(&["d", "locked"]);
+    fs::hard_link(fixture.at("d/f"), fixture.at("locked/g")).unwrap();
+    fixture.changes();
+    // As when the link was there before the watch, with another name outside of the tree.
+    let [d, locked] = ["d", "locked"].map(|path| fixture.watch.nodes.at(path.as_bytes()).unwrap());
+    for (directory, name) in [(d, b"f"), (locked, b"g")] {
+        let place = Place { directory, name: name.to_vec() };
+        fixture.watch.links.remove(&place);
+    }
+    set_mode(&fixture.at("locked"), 0);
+    fs::hard_link(fixture.at("d/f"), fixture.at("d/h")).unwrap();
+    let changes = fixture.changes();
+    assert!(changes.iter().any(|change| told(change, "d/h")), "{changes:?}");
+    // It does not go on and on until it can be read.
+    assert!(fixture.watch.poll_timeout() > Some(Instant::now()));
+    set_mode(&fixture.at("locked"), 0o755);
+    fixture.changes();
+    fixture.watch.missed_at = Instant::now();
+    fixture.changes();
+    fs::write(fixture.at("d/f"), "changed").unwrap();
+    let changes = fixture.changes();
+    assert!(changes.contains(&content("locked/g")), "{changes:?}");
+    assert!(!fixture.watch.misses());
+}
+
+#[test]
+fn what_cannot_be_watched_when_its_file_system_is_back_is_known_as_unwatched() {
+    without_privileges();
+    let mut fixture = Fixture::new(&["d/deep"]);
+    let [node, deep] = ["d", "d/deep"].map(|path| fixture.watch.nodes.at(path.as_bytes()).unwrap());
+    // As an unmount does.
+    let watch = fixture.watch.nodes.get(deep).unwrap().watch.clone().unwrap();
+    fixture.watch.nodes.forget_watch(watch.get_watch_descriptor_id());
+    fixture.watch.inotify.watches().remove(watch).unwrap();
+    fixture.watch.hold_below(node);
+    set_mode(&fixture.at("d/deep"), 0);
+    fixture.watch.held_at = Instant::now();
+    fixture.changes();
+    assert!(!fixture.watch.holds());
+    assert!(fixture.watch.unwatched.contains(&deep), "it has neither a watch nor looks");
+    set_mode(&fixture.at("d/deep"), 0o755);
+    fixture.watch.degraded_at = Instant::now();
+    while !fixture.watch.unwatched.is_empty() {
+        fixture.changes();
+    }
+    fs::write(fixture.at("d/deep/f"), "watched").unwrap();
+    assert!(fixture.changes().contains(&content("d/deep/f")));
+}
+
+/// vfat, exFAT, NTFS and FUSE have longer names than a message may hold.
+#[test]
+fn a_name_that_is_too_long_is_not_told_and_stops_nothing() {
+    let mut fixture = Fixture::new(&["d"]);
+    fs::create_dir(fixture.at("e")).unwrap();
+    fs::write(fixture.at("made"), "made").unwrap();
+    fs::rename(fixture.at("d/f"), fixture.at("g")).unwrap();
+    fs::rename(fixture.at("e"), fixture.at("h")).unwrap();
+    fs::write(fixture.at("h/f"), "f").unwrap();
+    let long: Box<[u8]> = "n".repeat(765).into_bytes().into();
+    let mut events = fixture.events();
+    for event in &mut events {
+        let is_new = event.mask.contains(EventMask::MOVED_TO) && *event.name == *b"g";
+        let is_old = event.mask.contains(EventMask::MOVED_FROM) && *event.name == *b"e";
+        if is_new || is_old || *event.name == *b"made" || event.mask.contains(EventMask::CREATE) {
+            event.name.clone_from(&long);
+        }
+    }
+    fixture.watch.events.extend(events);
+    let changes = fixture.changes();
+    // What was moved to such a name went out of the tree, and from one it came in.
+    assert_eq!(changes, [content("d/f"), content("h"), content("h/f")]);
 }
 
 #[test]

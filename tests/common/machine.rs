@@ -125,6 +125,26 @@ impl Drop for Mount {
     }
 }
 
+/// A directory that is mounted a second time, unmounted with this guard.
+pub struct Bind {
+    path: PathBuf,
+}
+
+impl Bind {
+    /// Mounts `of` at `path` as well.
+    pub fn new(of: &Path, path: &Path) -> Result<Bind, String> {
+        run(Command::new("mount").arg("--bind").arg(of).arg(path))?;
+        Ok(Bind { path: path.to_owned() })
+    }
+}
+
+impl Drop for Bind {
+    fn drop(&mut self) {
+        // Lazily, for a process may be reading there.
+        let _ = run(Command::new("umount").arg("-l").arg(&self.path));
+    }
+}
+
 /// A kernel setting, changed and put back; only one test at a time, over all processes.
 pub struct Sysctl {
     path: PathBuf,

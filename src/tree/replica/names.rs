@@ -9,6 +9,7 @@ use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir, StatxFlags};
 use super::error::{ApplyError, At};
 use super::parents::{Parent, leads_nowhere};
 use super::{CONTROL_NAME, Replica};
+use crate::model::path::check_name;
 use crate::model::{Timestamp, TreePath};
 use crate::tree::metadata::file_type;
 
@@ -52,15 +53,8 @@ impl Replica {
             Err(error) if leads_nowhere(&error) => return Ok(()),
             Err(error) => return Err(error).at(path, "open"),
         };
-        let through = names.last().map_or(&b""[..], |name| name);
-        let surplus: Vec<Vec<u8>> = list(&fd)
-            .at(path, "list")?
-            .into_iter()
-            .map(|(name, _)| name)
-            .filter(|name| &name[..] > after && (last || &name[..] <= through))
-            .filter(|name| names.binary_search_by(|other| other[..].cmp(name)).is_err())
-            .filter(|name| !(path.is_root() && name == CONTROL_NAME.as_bytes()))
-            .collect();
+        let mut surplus = surplus(list(&fd).at(path, "list")?, after, names, last);
+        surplus.retain(|name| !(path.is_root() && name == CONTROL_NAME.as_bytes()));
         if surplus.is_empty() {
             return Ok(());
         }
@@ -74,6 +68,25 @@ impl Replica {
         }
         first
     }
+}
+
+/// Returns those of the `listed` names after `after`, through the last of `names` or to the end,
+/// that are not among `names`. A name that no path can have (vfat and others have longer ones)
+/// never came from a source, and is left alone.
+fn surplus(
+    listed: Vec<(Vec<u8>, bool)>,
+    after: &[u8],
+    names: &[serde_bytes::ByteBuf],
+    last: bool,
+) -> Vec<Vec<u8>> {
+    let through = names.last().map_or(&b""[..], |name| name);
+    listed
+        .into_iter()
+        .map(|(name, _)| name)
+        .filter(|name| &name[..] > after && (last || &name[..] <= through))
+        .filter(|name| check_name(name).is_ok())
+        .filter(|name| names.binary_search_by(|other| other[..].cmp(name)).is_err())
+        .collect()
 }
 
 /// Returns the names in a directory that was just opened, and whether each is a directory.
@@ -113,4 +126,18 @@ pub(super) fn list_some(
         }
     }
     Ok(names)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_that_no_path_can_have_is_not_surplus() {
+        let long = vec![b'n'; 765];
+        let listed = ["a", "b", "c"].map(|name| (name.as_bytes().to_vec(), false));
+        let listed = listed.into_iter().chain([(long, false)]).collect();
+        let names = [serde_bytes::ByteBuf::from("b")];
+        assert_eq!(surplus(listed, b"", &names, true), [b"a", b"c"]);
+    }
 }
