@@ -186,6 +186,31 @@ fn hard_links_stay_linked() {
 }
 
 /// The events of a program that goes on writing bear the name that it opened, gone or not.
+/// More at once than one batch takes, so that the sender lags; and as many files that each have
+/// another name, which must be found without a look at all for each.
+#[test]
+fn bursts_of_hard_links_arrive() {
+    let pair = live(|src| {
+        write(src.join("one"), "one");
+        fs::create_dir(src.join("many")).unwrap();
+        for number in 0..3_000 {
+            write(src.join(format!("many/{number}")), "many");
+        }
+    });
+    for number in 0..3_000 {
+        fs::hard_link(pair.src.join("one"), pair.src.join(format!("name-{number}"))).unwrap();
+    }
+    fs::create_dir(pair.src.join("copies")).unwrap();
+    for number in 0..3_000 {
+        let name = number.to_string();
+        fs::hard_link(pair.src.join("many").join(&name), pair.src.join("copies").join(&name))
+            .unwrap();
+    }
+    write(pair.src.join("another"), "arrives beside them");
+    pair.wait_equal();
+    pair.converge();
+}
+
 #[test]
 fn writes_through_a_name_that_went_are_seen_under_the_others() {
     let goes: [fn(&Path); 2] = [

@@ -559,9 +559,9 @@ impl Feed for Given {
     fn clock(&self) -> Timestamp {
         Timestamp::default()
     }
-    fn links(&mut self, _: Identity, _: u32, path: &TreePath) -> Vec<TreePath> {
+    fn links(&mut self, _: Identity, _: u32, path: &TreePath, most: usize) -> Vec<TreePath> {
         self.asked.set(self.asked.get() + 1);
-        self.names.iter().filter(|name| *name != path).cloned().collect()
+        self.names.iter().filter(|name| *name != path).take(most).cloned().collect()
     }
     fn confirm(&mut self, _: &[u8], _: Identity) -> Confirmation {
         Confirmation::Known

@@ -30,8 +30,15 @@ pub trait Feed {
     /// Returns the moment of the wall clock up to which no change is unknown.
     fn clock(&self) -> Timestamp;
 
-    /// Returns the other names of the file that was just seen at `path`, and remembers this one.
-    fn links(&mut self, identity: Identity, count: u32, path: &TreePath) -> Vec<TreePath>;
+    /// Returns other names, `most` at most, of the file that was just seen at `path` and has
+    /// `count` names in all; remembers this one.
+    fn links(
+        &mut self,
+        identity: Identity,
+        count: u32,
+        path: &TreePath,
+        most: usize,
+    ) -> Vec<TreePath>;
 
     /// Returns whether the directory at `path` is the one that the feed knows there. A state
     /// read in another one (a file system was mounted or unmounted, a rename is under way) is

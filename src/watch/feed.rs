@@ -70,24 +70,32 @@ impl Feed for Watch {
         self.clock
     }
 
-    fn links(&mut self, identity: Identity, count: u32, path: &TreePath) -> Vec<TreePath> {
+    fn links(
+        &mut self,
+        identity: Identity,
+        count: u32,
+        path: &TreePath,
+        most: usize,
+    ) -> Vec<TreePath> {
         let Some((parent, name)) = path.split_bytes() else { return Vec::new() };
         let Some(directory) = self.nodes.at(parent) else { return Vec::new() };
         let place = Place { directory, name: name.to_vec() };
         if self.links.note(&place, identity, count) {
             self.find_links(&place, identity);
         }
-        let others: Vec<Place> =
-            self.links.places(identity).filter(|other| **other != place).cloned().collect();
-        let mut paths = Vec::with_capacity(others.len());
-        for other in others {
+        let (mut paths, mut gone) = (Vec::new(), Vec::new());
+        for other in self.links.places(identity).filter(|other| **other != place) {
+            if paths.len() == most {
+                break;
+            }
             // A name whose removal was lost in an overflow would come to life downstream.
-            if self.identity_at(&other) == Some(identity) {
-                paths.extend(self.path_of(&other));
+            if self.identity_at(other) == Some(identity) {
+                paths.extend(self.path_of(other));
             } else {
-                self.links.remove(&other);
+                gone.push(other.clone());
             }
         }
+        gone.iter().for_each(|other| self.links.remove(other));
         paths
     }
 

@@ -42,9 +42,11 @@ impl Watch {
             Some(search) => search,
             None => {
                 let wanted = std::mem::take(&mut self.links_wanted);
-                let mut pending: Vec<NodeId> = self.nodes.ids().collect();
-                // The most likely directories first: those of the new names.
-                pending.extend(wanted.iter().map(|(place, _)| place.directory));
+                // The most likely directories first: those of the new names, each once.
+                let likely: FxHashSet<NodeId> =
+                    wanted.iter().map(|(place, _)| place.directory).collect();
+                let others = self.nodes.ids().filter(|id| !likely.contains(id));
+                let pending: Vec<NodeId> = others.chain(likely.iter().copied()).collect();
                 let inodes = wanted.iter().map(|(_, identity)| identity.inode).collect();
                 LinkSearch { wanted, inodes, pending, unread: Vec::new() }
             }

@@ -50,9 +50,15 @@ impl<M: Meddler> Feed for Meddled<M> {
     fn clock(&self) -> Timestamp {
         self.watch.clock()
     }
-    fn links(&mut self, identity: Identity, count: u32, path: &TreePath) -> Vec<TreePath> {
+    fn links(
+        &mut self,
+        identity: Identity,
+        count: u32,
+        path: &TreePath,
+        most: usize,
+    ) -> Vec<TreePath> {
         self.meddler.before_links();
-        self.watch.links(identity, count, path)
+        self.watch.links(identity, count, path, most)
     }
     fn confirm(&mut self, path: &[u8], identity: Identity) -> Confirmation {
         self.watch.confirm(path, identity)

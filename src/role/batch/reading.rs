@@ -66,11 +66,8 @@ impl<F: Feed> Reading<'_, F> {
             if opened.entry.is_directory() {
                 return self.directory(job, *opened).map(Some);
             }
-            let links = if opened.links > 1 && self.sender.wants_links(&job, opened.identity) {
-                self.feed.links(opened.identity, opened.links, &job.path)
-            } else {
-                Vec::new()
-            };
+            let most = self.sender.links_max(&job, opened.identity);
+            let links = self.links(&job, &opened, most);
             let look = Look {
                 entry: &opened.entry,
                 identity: opened.identity,
@@ -121,6 +118,14 @@ impl<F: Feed> Reading<'_, F> {
             return Ok(Some(done));
         }
         Ok(None)
+    }
+
+    /// Returns other names of the file at a job's path, `most` at most.
+    fn links(&mut self, job: &Job, opened: &Opened, most: usize) -> Vec<TreePath> {
+        if opened.links <= 1 || most == 0 {
+            return Vec::new();
+        }
+        self.feed.links(opened.identity, opened.links, &job.path, most)
     }
 
     fn absent(&mut self, job: Job, path: TreePath, holder: Option<Holder>) -> BatchJob {
@@ -227,11 +232,7 @@ impl<F: Feed> Reading<'_, F> {
             self.abandon(stage);
             return Ok(BatchJob::used(job));
         };
-        let links = if opened.links > 1 {
-            self.feed.links(opened.identity, opened.links, &job.path)
-        } else {
-            Vec::new()
-        };
+        let links = self.links(&job, &opened, usize::MAX);
         let mut opened = opened;
         opened.entry.kind = Kind::Regular { size };
         let links = self.sender.commit_links(opened.identity, links);

@@ -240,16 +240,20 @@ impl Sender {
         None
     }
 
-    /// Returns whether the other names of a file matter for a job: not where a walk of the whole
-    /// tree sends each when it comes to it. To look for all of them at each would cost the
-    /// square of their number.
-    pub fn wants_links(&self, job: &Job, identity: Identity) -> bool {
-        let Origin::Walk(number) = job.origin else { return true };
+    /// Returns how many other names of a file matter for a job, at most. To look for all of them
+    /// at each would cost the square of their number.
+    pub fn links_max(&self, job: &Job, identity: Identity) -> usize {
+        let Origin::Walk(number) = job.origin else {
+            // A content is for all of them; a name is known to be one by any other.
+            return if job.what.covers(What::CONTENT) { usize::MAX } else { 1 };
+        };
         let walk = self.walks.iter().find(|(walk, _)| *walk == number).map(|(_, walk)| walk);
-        walk.is_none_or(|walk| {
+        // A walk of the whole tree sends each when it comes to it.
+        let wants_all = walk.is_none_or(|walk| {
             walk.need.is_some()
                 || walk.mode != Mode::Full && walk.may_be_first_name(identity, &job.path)
-        })
+        });
+        if wants_all { usize::MAX } else { 0 }
     }
 
     /// Decides how the content of what was seen at a job's path travels.
