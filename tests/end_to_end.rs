@@ -197,7 +197,7 @@ fn bursts_of_hard_links_arrive() {
             write(src.join(format!("many/{number}")), "many");
         }
     });
-    for number in 0..3_000 {
+    for number in 0..300 {
         fs::hard_link(pair.src.join("one"), pair.src.join(format!("name-{number}"))).unwrap();
     }
     fs::create_dir(pair.src.join("copies")).unwrap();

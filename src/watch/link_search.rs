@@ -123,7 +123,7 @@ impl Watch {
             if is_directory(&stat) || is_reserved(&place) {
                 continue;
             }
-            if !self.links.note(&place, identity, stat.stx_nlink) {
+            if !self.links.note_found(&place, identity, stat.stx_nlink) {
                 inodes.remove(&identity.inode);
             }
         }

@@ -26,9 +26,19 @@ struct Group {
     /// The inode's link count when it was seen last.
     count: u32,
     places: BTreeSet<Place>,
+    /// A name that no event told of, so that it was there before those that one did: downstream
+    /// as well, where a new name is made from it.
+    elder: Option<Place>,
     /// The count and the number of known names when all directories were searched last: some
     /// names may be outside of the tree, and are not searched for again.
     searched: (u32, usize),
+}
+
+impl Group {
+    fn forget(&mut self, place: &Place) {
+        self.places.remove(place);
+        self.elder.take_if(|elder| elder == place);
+    }
 }
 
 /// Most names that went and are remembered.
@@ -51,6 +61,16 @@ impl Links {
             self.by_place.insert(place.clone(), identity);
         }
         (group.places.len() as u32) < count && group.searched != (count, group.places.len())
+    }
+
+    /// As [`Links::note`], for a name that a search found.
+    pub fn note_found(&mut self, place: &Place, identity: Identity, count: u32) -> bool {
+        let is_news = self.by_place.get(place) != Some(&identity);
+        let wants_more = self.note(place, identity, count);
+        if is_news && let Some(group) = self.groups.get_mut(&identity) {
+            group.elder = Some(place.clone());
+        }
+        wants_more
     }
 
     /// Notes that all directories were searched for names of `identity`. Returns whether that
@@ -77,16 +97,19 @@ impl Links {
         self.ghosts.get(place).into_iter().flat_map(|identity| self.places(*identity))
     }
 
-    /// Returns all known names of a file.
+    /// Returns all known names of a file, one that was there before others first.
     pub fn places(&self, identity: Identity) -> impl Iterator<Item = &Place> {
-        self.groups.get(&identity).into_iter().flat_map(|group| &group.places)
+        self.groups.get(&identity).into_iter().flat_map(|group| {
+            let others = group.places.iter().filter(|place| group.elder.as_ref() != Some(place));
+            group.elder.iter().chain(others)
+        })
     }
 
     /// Forgets a name that is there no more.
     pub fn remove(&mut self, place: &Place) {
         let Some(identity) = self.by_place.remove(place) else { return };
         let Some(group) = self.groups.get_mut(&identity) else { return };
-        group.places.remove(place);
+        group.forget(place);
         group.count = group.count.saturating_sub(1);
         if group.places.is_empty() {
             self.groups.remove(&identity);
@@ -135,7 +158,7 @@ impl Links {
     fn take(&mut self, place: &Place) -> Option<Identity> {
         let identity = self.by_place.remove(place)?;
         if let Some(group) = self.groups.get_mut(&identity) {
-            group.places.remove(place);
+            group.forget(place);
         }
         Some(identity)
     }
