@@ -370,6 +370,24 @@ fn a_need_follows_the_renames_that_were_on_their_way() {
     assert_eq!(session.paths(), [path("f/x")]);
 }
 
+/// The content came with another name, but that the name is there, and the time of its directory,
+/// did not.
+#[test]
+fn a_content_sent_by_another_name_leaves_the_name_to_tell() {
+    let journal = [content("f"), content("g"), dirty("g", What::ATTRIBUTES), content("h")];
+    let mut session = Session::new(&journal, Some((0, 0)));
+    session.begin();
+    let job = session.job().unwrap();
+    assert_eq!(job.path, path("f"));
+    let used = BatchJob { links: vec![path("g")], ..BatchJob::used(job) };
+    assert_eq!(session.sender.finish_batch(vec![used], true, &session.renames), [Outcome::Used]);
+    session.begin();
+    let job = session.job().unwrap();
+    assert_eq!((&job.path, job.what), (&path("g"), What::NAME));
+    assert!(session.finish(job));
+    assert_eq!(session.paths(), [path("h")], "the attributes were sent with both");
+}
+
 /// The directory that is needed will not have it any more when it is listed.
 #[test]
 fn a_need_follows_what_renames_take_out_of_its_subtree() {

@@ -95,6 +95,19 @@ impl What {
     /// A file's content, a directory's names, and whether the entry is there at all.
     pub const CONTENT: What = What(4 | 2 | 1);
 
+    /// What is known of a file by another of its names: not that this one is there, and not the
+    /// time of the directory that holds it.
+    pub const BY_ANOTHER_NAME: What = What(2 | 1);
+
+    /// Returns what of this is left to tell when `told` was told; `None` if nothing is.
+    pub fn less(self, told: What) -> Option<What> {
+        match (told.covers(self), told.covers(What::BY_ANOTHER_NAME)) {
+            (true, _) => None,
+            (false, true) => Some(What::NAME),
+            (false, false) => Some(self),
+        }
+    }
+
     /// Returns whether this includes all of `other`.
     pub fn covers(self, other: What) -> bool {
         self.0 & other.0 == other.0

@@ -212,12 +212,11 @@ impl Sender {
         while let Some(record) = self.records.pop_front() {
             let Change::Dirty { path, what } = &record.change else { continue };
             let path = renames.translate(path, record.sequence);
-            let what = *what;
-            let covered =
-                |(head, sent): &(Sequence, What)| *head >= record.sequence && sent.covers(what);
-            if self.sent.get(&path).is_some_and(covered)
-                || self.walks.iter().any(|(_, walk)| walk.need.is_none() && walk.will_visit(&path))
-            {
+            let sent = self.sent.get(&path).filter(|(head, _)| *head >= record.sequence);
+            let Some(what) = sent.map_or(Some(*what), |(_, sent)| what.less(*sent)) else {
+                continue;
+            };
+            if self.walks.iter().any(|(_, walk)| walk.need.is_none() && walk.will_visit(&path)) {
                 continue;
             }
             return Some(Job { path, what, origin: Origin::Journal(record) });
@@ -365,7 +364,7 @@ impl Sender {
             }
             if lags && outcome == Outcome::Used && self.sent.len() < SENT_PATHS_MAX {
                 for link in links {
-                    self.sent.insert(link, (head, What::CONTENT));
+                    self.sent.insert(link, (head, What::BY_ANOTHER_NAME));
                 }
                 self.sent.extend(sent.map(|what| (job.path, (head, what))));
             }
