@@ -346,6 +346,7 @@ impl StageReader {
     /// Appends a chunk that [`StageReader::next_chunk`] told of. What a file that shrank
     /// meanwhile does not have is filled up, and the stamps will differ.
     pub fn read_chunk(&mut self, length: usize, buffer: &mut Vec<u8>) -> io::Result<()> {
+        assert!(length as u64 <= self.data_end - self.offset, "a chunk that nobody told of");
         let (file, offset, start) = (&self.file, self.offset, buffer.len());
         append(buffer, length, |at, space| rustix::io::pread(file, space, offset + at as u64))?;
         self.digest.update(offset, &buffer[start..]);

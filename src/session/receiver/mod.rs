@@ -5,12 +5,16 @@
 //! [`Receiver::handle_applied`]; when the tree was flushed, [`Receiver::handle_flushed`] lets
 //! the watermarks follow.
 
+mod state;
+
 use std::time::{Duration, Instant};
 
 use crate::model::limits::*;
-use crate::model::{Change, NodeId, Sequence, Timestamp, TreeId, TreePath, Watermarks};
+use crate::model::{Change, Sequence, Timestamp, TreePath, Watermarks};
 use crate::wire::message::VERSIONS;
 use crate::wire::{DownstreamHello, Item, Message, Plan, Refusal, UpstreamHello};
+use state::Need;
+pub use state::ReceiverState;
 
 /// One connection to the upstream.
 #[derive(Debug)]
@@ -325,8 +329,9 @@ impl Receiver {
 
 #[cfg(test)]
 mod tests {
+    use super::state::{NEEDS_ASKED_MAX, RETRY_MIN, is_comparison_of_all};
     use super::*;
-    use crate::model::{Epoch, EpochId};
+    use crate::model::{Epoch, EpochId, NodeId, TreeId};
 
     fn path(text: &str) -> TreePath {
         TreePath::new(text).unwrap()
