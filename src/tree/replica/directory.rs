@@ -1,8 +1,9 @@
 //! Directories: existing ones, and new ones that are filled before anybody sees them.
 //!
 //! A new directory is made in the stage. Items for entries in it are carried out there in
-//! place; any other item publishes it first, so that at most one directory is staged and the
-//! tree is as the items before made it whenever something else is looked at.
+//! place, and those for single files elsewhere pass by it; any other item publishes it first, so
+//! that at most one directory is staged and the tree is as the items before made it wherever
+//! something is looked at.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -29,12 +30,41 @@ pub(super) struct StagedDirectory {
     pub(super) parent: Arc<Parent>,
     /// What it will be; its time follows what later items say.
     pub(super) entry: Entry,
-    /// Time of the directory that it goes into.
-    parent_mtime: Option<Timestamp>,
     /// Names that it is said to have and that have not come yet.
     pub(super) awaited: usize,
     /// Whether nothing was put into it yet.
     pub(super) is_empty: bool,
+}
+
+impl StagedDirectory {
+    /// Returns whether the entry at `path` is directly in the directory.
+    pub(super) fn holds(&self, path: &TreePath) -> bool {
+        path.split_bytes().is_some_and(|(parent, _)| parent == self.parent.path)
+    }
+
+    /// Returns whether `item` finds what it must and leaves what it must while the directory is
+    /// not in place: it concerns one entry in it, or one that has nothing to do with it, or
+    /// nothing in the tree at all.
+    pub(super) fn is_kept_by(&self, item: &Item) -> bool {
+        let is_apart = |path: &TreePath| self.holds(path) || !self.path.is_related(path);
+        match item {
+            Item::State { path, entry, content, links, .. } => {
+                is_apart(path)
+                    && links.is_empty()
+                    && !matches!(content, Content::Linked)
+                    && !matches!(entry.kind, Kind::Directory)
+            }
+            Item::Absent { path, .. } => is_apart(path),
+            Item::Unfinished { path } => self.holds(path),
+            Item::Names { path, .. } => *path == self.path,
+            Item::Rename { .. } | Item::Exchange { .. } => false,
+            Item::StageOpen { .. }
+            | Item::StageData { .. }
+            | Item::StageAbort { .. }
+            | Item::Through { .. }
+            | Item::Answered { .. } => true,
+        }
+    }
 }
 
 impl Replica {
@@ -47,29 +77,6 @@ impl Replica {
     /// would show it as it is.
     pub fn is_building(&self) -> bool {
         self.staged.as_ref().is_some_and(|staged| staged.awaited > 0)
-    }
-
-    /// Returns whether `item` concerns nothing but the inside of the staged directory, or
-    /// nothing in the tree at all.
-    pub(super) fn leaves_staged(&self, item: &Item) -> bool {
-        let inside =
-            |path: &TreePath| path.split_bytes().is_some_and(|(parent, _)| self.is_staged(parent));
-        match item {
-            Item::State { path, entry, content, links, .. } => {
-                inside(path)
-                    && links.is_empty()
-                    && !matches!(content, Content::Linked)
-                    && !matches!(entry.kind, Kind::Directory)
-            }
-            Item::Absent { path, .. } | Item::Unfinished { path } => inside(path),
-            Item::Names { path, .. } => self.is_staged(path.as_bytes()),
-            Item::Rename { .. } | Item::Exchange { .. } => false,
-            Item::StageOpen { .. }
-            | Item::StageData { .. }
-            | Item::StageAbort { .. }
-            | Item::Through { .. }
-            | Item::Answered { .. } => true,
-        }
     }
 
     /// Makes `path` a directory with the attributes of `entry`.
@@ -94,13 +101,15 @@ impl Replica {
                 return self.fix_directory(path, handle.as_fd(), entry);
             }
         }
+        // By the time that this one is shown, another entry may have brought a later time.
+        self.touch(&parent, parent_mtime).at(path, "keep the time of the directory of")?;
         let other_mount = parent.is_foreign() || {
             let there = stat_fd(&parent.fd).at(path, "look at the directory of")?;
             (there.stx_dev_major, there.stx_dev_minor) != self.device
         };
         if other_mount {
             parent.set_foreign();
-            return self.put_directory_beside(path, entry, &parent, parent_mtime);
+            return self.put_directory_beside(path, entry, &parent);
         }
         let temporary = self.stage_name();
         rustix::fs::mkdirat(&self.stage, &temporary, Mode::RWXU).at(path, "make")?;
@@ -112,7 +121,6 @@ impl Replica {
             temporary,
             parent: Parent::new(path.as_bytes(), fd, true),
             entry: entry.clone(),
-            parent_mtime,
             awaited: 0,
             is_empty: true,
         });
@@ -147,14 +155,13 @@ impl Replica {
         }
         let parent = self.parent(path)?;
         let name = path.name().unwrap_or_default();
-        self.touch(&parent, staged.parent_mtime).at(path, "keep the time of the directory of")?;
+        self.touch(&parent, None).at(path, "keep the time of the directory of")?;
         match self.place(Stage::Own, &staged.temporary, &parent, name) {
             Err(error) if is_other_mount(&error) => {
                 // What is in it cannot move along: it must come again, into the new place.
                 self.discard(&staged.temporary);
                 parent.set_foreign();
-                let (entry, mtime) = (&staged.entry, staged.parent_mtime);
-                self.put_directory_beside(path, entry, &parent, mtime)?;
+                self.put_directory_beside(path, &staged.entry, &parent)?;
                 self.owed.push((path.clone(), true));
                 return Ok(());
             }
@@ -174,9 +181,7 @@ impl Replica {
         path: &TreePath,
         entry: &Entry,
         parent: &Parent,
-        parent_mtime: Option<Timestamp>,
     ) -> Result<(), ApplyError> {
-        self.touch(parent, parent_mtime).at(path, "keep the time of the directory of")?;
         let mut refused = 0;
         self.produce(parent, path.name().unwrap_or_default(), |directory, temporary, _| {
             rustix::fs::mkdirat(directory, temporary, Mode::RWXU)?;

@@ -286,10 +286,13 @@ impl Replica {
     }
 
     fn apply_checked(&mut self, item: &Item, raw: &[u8]) -> Result<(), ApplyError> {
-        if self.staged.is_some() && !self.leaves_staged(item) {
+        if self.staged.as_ref().is_some_and(|staged| !staged.is_kept_by(item)) {
             self.publish();
         }
-        if let (Some(staged), Item::State { .. } | Item::Absent { .. }) = (&mut self.staged, item) {
+        if let (Some(staged), Item::State { path, .. } | Item::Absent { path, .. }) =
+            (&mut self.staged, item)
+            && staged.holds(path)
+        {
             staged.awaited = staged.awaited.saturating_sub(1);
             staged.is_empty = false;
         }

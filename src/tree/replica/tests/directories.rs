@@ -174,6 +174,52 @@ fn names_of_a_staged_directory_do_not_publish_it() {
     assert_eq!(names(&fixture.path("d")), ["g"]);
 }
 
+/// Big files are put in place while other directories are built.
+#[test]
+fn what_has_nothing_to_do_with_a_staged_directory_does_not_publish_it() {
+    let mut fixture = Fixture::new();
+    fixture.directory("d");
+    fixture.directory("d/new");
+    fixture.file("d/new/f", b"x");
+    fixture.file("big", b"there at once");
+    // A neighbour, whose word of the time of both's directory is the later one.
+    let mut later = inline("d/big", regular(1), b"b");
+    if let Item::State { parent_mtime, .. } = &mut later {
+        *parent_mtime = Some(seconds(77));
+    }
+    fixture.done(later, b"b");
+    fixture.done(absent("big"), b"");
+    assert!(fixture.exists("d/big") && !fixture.exists("big") && !fixture.exists("d/new"));
+    fixture.file("d/new/g", b"y");
+    fixture.flush();
+    assert_eq!(names(&fixture.path("d/new")), ["f", "g"]);
+    assert_eq!((fixture.mtime("d"), fixture.mtime("d/new")), (77, 10));
+}
+
+/// What is above or below it, or is it, finds it in place.
+#[test]
+fn what_has_to_do_with_a_staged_directory_publishes_it() {
+    let related = [
+        inline("d/new/below/f", regular(1), b"x"),
+        inline("d/new", regular(1), b"x"),
+        inline("d", regular(1), b"x"),
+        absent("d/new"),
+        absent("d"),
+        rename(1, "d", "e"),
+        state("d/other", directory(10)),
+    ];
+    for item in related {
+        let mut fixture = Fixture::new();
+        fixture.directory("d");
+        fixture.directory("d/new");
+        fixture.file("d/new/f", b"x");
+        fixture.apply(item.clone(), b"x");
+        assert!(!fixture.replica.is_staged(b"d/new"), "{item:?}");
+        fixture.flush();
+        fixture.assert_clean();
+    }
+}
+
 #[test]
 fn leftovers_of_a_killed_process_go() {
     let mut fixture = Fixture::new();

@@ -92,11 +92,12 @@ fn a_directory_that_cannot_be_made_on_another_mount_is_given_up() {
     fixture.directory("m/d");
     // It does not come up again and again.
     for _ in 0..2 {
-        fixture.file("f", b"x");
+        fixture.directory("other");
     }
     let problems = fixture.replica.take_problems();
     let found: Vec<_> = problems.iter().map(|it| (it.error.path.clone(), it.content)).collect();
     assert_eq!(found, [(path("m/d"), true)]);
+    fixture.replica.flush();
     fixture.assert_clean();
 }
 
