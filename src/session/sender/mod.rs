@@ -221,7 +221,12 @@ impl Sender {
             }
             return Some(Job { path, what, origin: Origin::Journal(record) });
         }
-        if !self.deferred.is_empty() || self.transfers.len() >= TRANSFERS_MAX {
+        // A walk goes on past big files, which take turns with what comes after them: reading them
+        // is this side's work, and making small ones the other's.
+        let is_reading = |transfer: &Transfer| transfer.phase == TransferPhase::Reading;
+        let is_chunks_turn = self.in_flight_bytes() >= WINDOW_CHUNK_BYTES_MAX
+            && self.transfers.iter().any(is_reading);
+        if is_chunks_turn || self.deferred.len() >= DEFERRED_BY_WALKS_MAX {
             return None;
         }
         // A comparison's answers come back as needs: few are let out at once, so that their
@@ -539,3 +544,6 @@ const COMPARE_BYTES_MAX: u64 = 64 << 10;
 
 /// Most big files that wait for others before the records behind them wait as well.
 const DEFERRED_MAX: usize = 1024;
+
+/// Most of them when a walk goes on, so that there is room for those of records.
+const DEFERRED_BY_WALKS_MAX: usize = 256;
