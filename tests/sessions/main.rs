@@ -21,7 +21,7 @@ mod given;
 
 use std::time::Instant;
 
-use mirror::model::limits::{INLINE_BYTES_MAX, NEEDS_MAX, RENAMES_MAX, TRANSFER_ATTEMPTS_MAX};
+use mirror::model::limits::*;
 use mirror::model::*;
 use mirror::session::sender::{BatchJob, Outcome, Travel};
 use mirror::session::{Job, Look, Origin, Receiver, ReceiverState, Sender, SourceState};
@@ -62,7 +62,7 @@ fn hello(marks: Option<(u64, u64)>) -> DownstreamHello {
         tree: None,
         watermarks,
         trusted_until: Timestamp::default(),
-        empty: false,
+        empty: watermarks.is_none(),
     }
 }
 
@@ -162,7 +162,7 @@ impl Session {
     fn stage_next(&mut self) -> StageId {
         self.begin();
         let job = self.job().unwrap();
-        let Travel::Stage(stage) = self.stage(&job) else { panic!("it is not staged") };
+        let Travel::Stage(stage) = self.stage(&job) else { panic!("{job:?} is not staged") };
         let opened = BatchJob { outcome: Outcome::Staged, ..BatchJob::used(job) };
         let outcomes = self.sender.finish_batch(vec![opened], true, &self.renames);
         assert_eq!(outcomes, [Outcome::Staged]);
@@ -489,6 +489,33 @@ fn a_file_on_its_way_is_not_staged_twice() {
     session.sender.handle_stage_read(stage);
     assert_eq!(session.paths(), [path("big")]);
     assert_eq!(session.through(), Some(2));
+}
+
+/// Where big files lie together they keep the source busy: the sink has others to make meanwhile.
+#[test]
+fn a_walk_goes_on_past_big_files_and_takes_turns_with_them() {
+    let mut session = Session::new(&[], None);
+    session.begin();
+    let root = session.job().unwrap();
+    let names: Vec<String> = (0..=TRANSFERS_MAX).map(|number| format!("big-{number}")).collect();
+    let children = names.iter().map(String::as_str).chain(["x", "y"]).map(path).collect();
+    session.sender.visit(&root.origin, children);
+    assert!(session.finish(root));
+    let stages: Vec<StageId> = (0..TRANSFERS_MAX).map(|_| session.stage_next()).collect();
+    session.begin();
+    let waiting = session.job().unwrap();
+    assert_eq!(session.stage(&waiting), Travel::Later);
+    session.sender.defer(waiting);
+    let job = session.job().unwrap();
+    assert_eq!(job.path, path("x"));
+    assert!(session.finish(job));
+    session.sender.handle_sent(WINDOW_CHUNK_BYTES_MAX as usize, true, session.now);
+    session.begin();
+    assert_eq!(session.job(), None, "it does not fill the window in which there are no chunks");
+    stages.iter().for_each(|stage| session.sender.handle_stage_read(*stage));
+    let rest = session.paths();
+    let last = [path("big-4"), path("y")];
+    assert_eq!(&rest[TRANSFERS_MAX..], last, "what waited comes first");
 }
 
 #[test]
