@@ -73,6 +73,10 @@ impl Sender {
                 self.start_walk(walk);
                 Ok(None)
             }
+            Message::StageAbort { stage } => {
+                self.handle_given_up(stage);
+                Ok(None)
+            }
             Message::DownstreamHello(_) => Err(Refusal::Protocol("a second hello".into())),
             Message::UpstreamHello(_) | Message::Heartbeat { .. } => {
                 Err(Refusal::Protocol("a message of the wrong direction".into()))
