@@ -274,15 +274,21 @@ impl Opened {
         self.stamp
     }
 
-    /// Returns the BLAKE3 of the content and whether the file stayed the same meanwhile.
+    /// Returns the BLAKE3 of the content, of the announced size also in a file that grows, and
+    /// whether the file stayed the same meanwhile.
     pub fn digest(&self) -> io::Result<([u8; 32], bool)> {
         let file = self.file.as_ref().ok_or(Errno::BADF)?;
         let mut hasher = blake3::Hasher::new();
         let mut buffer = vec![0; 256 << 10];
-        loop {
-            match rustix::io::read(file, &mut buffer) {
+        let mut rest = self.stamp.size;
+        while rest > 0 {
+            let want = buffer.len().min(usize::try_from(rest).unwrap_or(usize::MAX));
+            match rustix::io::read(file, &mut buffer[..want]) {
                 Ok(0) => break,
-                Ok(count) => _ = hasher.update(&buffer[..count]),
+                Ok(count) => {
+                    hasher.update(&buffer[..count]);
+                    rest -= count as u64;
+                }
                 Err(Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
             }
