@@ -91,7 +91,6 @@ fn i3_what_changed_between_its_read_and_its_use_is_sent_again() {
 }
 
 #[test]
-
 fn i3_a_big_file_that_changed_on_its_way_is_sent_again() {
     change_after_so_many_drains(300_000);
 }
