@@ -8,9 +8,9 @@ use serde::{Deserialize, Serialize};
 
 use super::RoleError;
 use crate::journal::state_file;
+use crate::model::path::CONTROL_NAME;
 use crate::model::{EpochId, NodeId, TreeId};
 use crate::tree::Root;
-use crate::tree::replica::CONTROL_NAME;
 use crate::tree::root::stat_fd;
 
 /// A source's identity.
