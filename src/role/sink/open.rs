@@ -104,7 +104,6 @@ impl Sink {
             has_trash: true,
             started: now,
             adopts: options.adopt,
-            failed: None,
             received: None,
         })
     }

@@ -35,7 +35,6 @@ impl Sender {
                     return Err(Refusal::Protocol("acknowledged what was never sent".into()));
                 }
                 self.handled_bytes = self.handled_bytes.max(handled_bytes);
-                self.acked = (moved, applied, durable);
                 if let Some((sequence, clock)) = self.trusts
                     && applied >= sequence
                 {
