@@ -55,6 +55,7 @@ fn messages() -> Vec<Message> {
         Message::Bye(Refusal::Protocol("why".into())),
         Message::Bye(Refusal::ShuttingDown),
         Message::Bye(Refusal::StartOver("why".into())),
+        Message::StageAbort { stage: StageId(4) },
     ]
 }
 

@@ -85,6 +85,38 @@ fn replica_of_another_tree_is_refused() {
     assert_eq!(fs::read(pair.dst.join("f")).unwrap(), b"one");
 }
 
+/// Each says which file, and what it says helps.
+#[test]
+fn damaged_state_says_what_to_do() {
+    let mut pair = Pair::new();
+    fs::write(pair.src.join("f"), "one").unwrap();
+    pair.start();
+    pair.converge();
+    pair.finish();
+    let damage = |file: &Path| {
+        let mut bytes = fs::read(file).unwrap();
+        bytes[40] ^= 1;
+        fs::write(file, bytes).unwrap();
+    };
+    let checkpoint = pair.dst.join(".mirror/checkpoint");
+    let (node, tree) = (pair.sink_state.join("node"), pair.source_state.join("tree"));
+    let commands = [pair.sink_command(), pair.sink_command(), pair.source_command()];
+    let words = [("checkpoint", "--adopt"), ("node", "remove it"), ("tree", "--adopt")];
+    for ((file, command), (name, advice)) in
+        [checkpoint, node, tree].iter().zip(commands).zip(words)
+    {
+        damage(file);
+        let (code, said) = refused(command, &pair.log(&format!("damaged-{name}")));
+        assert_eq!(code, Some(1), "{said}");
+        assert!(said.contains(file.to_str().unwrap()) && said.contains(advice), "{name}: {said}");
+        fs::remove_file(file).unwrap();
+    }
+    pair.sink_args.push("--adopt".into());
+    pair.start();
+    pair.converge();
+    pair.finish();
+}
+
 #[test]
 fn second_process_is_refused() {
     let mut pair = Pair::new();

@@ -73,12 +73,24 @@ fn i3_what_changed_while_it_was_read_is_known_to_have_changed() {
 }
 
 #[test]
+fn i3_a_file_that_grows_is_digested_as_far_as_it_was_announced() {
+    let scratch = common::machine::scratch();
+    let path = scratch.path().join("f");
+    let mut reader = Reader::new(Root::open(scratch.path()).unwrap());
+    let content = [7; 300 << 10];
+    fs::write(&path, content).unwrap();
+    tick();
+    let opened = look(&mut reader, "f").unwrap();
+    File::options().append(true).open(&path).unwrap().write_all(b"more").unwrap();
+    assert_eq!(opened.digest().unwrap(), (blake3::hash(&content).into(), false));
+}
+
+#[test]
 fn i3_what_changed_between_its_read_and_its_use_is_sent_again() {
     change_after_so_many_drains(100);
 }
 
 #[test]
-
 fn i3_a_big_file_that_changed_on_its_way_is_sent_again() {
     change_after_so_many_drains(300_000);
 }

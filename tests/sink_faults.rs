@@ -45,7 +45,7 @@ fn an_immutable_directory_keeps_nothing_else_waiting() {
     drop(pair);
 }
 
-/// What does not fit is not sent all the time, but soon when there is room.
+/// What does not fit is not sent all the time nor to its end, but soon when there is room.
 #[test]
 fn a_full_disk_is_tried_rarely_and_then_at_once() {
     let Some((mut pair, mount)) = pair_on_ext4(48 << 20) else { return };
@@ -57,12 +57,13 @@ fn a_full_disk_is_tried_rarely_and_then_at_once() {
     pair.start();
     pair.converge();
     let ballast = mount.path.join("ballast");
-    fs::write(&ballast, vec![0; 20 << 20]).unwrap();
+    fs::write(&ballast, vec![0; 34 << 20]).unwrap();
     fs::write(pair.src.join("big"), vec![7; 24 << 20]).unwrap();
     assert!(pair.sink().wait_log("no space", common::patience()), "{}", pair.sink().log());
     std::thread::sleep(Duration::from_secs(10));
     let sent = proxy.bytes().0;
-    assert!(sent < 6 * (24 << 20), "{sent} bytes were sent in vain");
+    // Four times as much as fits, and what was on its way by then.
+    assert!(sent < 2 * (24 << 20), "{sent} bytes were sent in vain");
     assert!(pair.sink().log().contains("big"), "names no file: {}", pair.sink().log());
     let stage = fs::read_dir(pair.dst.join(".mirror/stage")).unwrap().count();
     assert!(stage <= 1, "{stage} files are left in the stage");

@@ -199,7 +199,7 @@ mod tests {
     fn defaults_are_those_of_the_manual() {
         let args = Args::parse_from(["mirror", "source", "/srv"]);
         let Command::Source(source) = args.command else { panic!() };
-        assert_eq!(source.journal_size, ByteSize::mib(256));
+        assert_eq!(source.journal_size.as_u64(), crate::model::limits::JOURNAL_BYTES_DEFAULT);
         assert_eq!(source.rescan_interval, Duration::from_secs(3600));
         let args = Args::parse_from(["mirror", "sink", "tcp://localhost", "/srv"]);
         let Command::Sink(sink) = args.command else { panic!() };

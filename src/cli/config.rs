@@ -10,14 +10,11 @@ use std::time::Duration;
 use super::Failure;
 use super::args::{Args, Command, CopyArgs, SinkArgs, SourceArgs};
 use super::state_dir::{StateDirError, name_of, real_path};
+use crate::model::limits::{JOURNAL_BYTES_DEFAULT, JOURNAL_BYTES_MIN};
 use crate::role::{SinkOptions, SourceOptions};
 use crate::wire::Url;
 
-/// Smallest journal, in bytes: below this a segment would hold next to nothing.
-const JOURNAL_BYTES_MIN: u64 = 1 << 20;
-
 /// What a copy's source and sink have no options for.
-const COPY_JOURNAL_BYTES: u64 = 256 << 20;
 const COPY_RESCAN_INTERVAL: Duration = Duration::from_secs(3600);
 const COPY_CHECKPOINT_INTERVAL: Duration = Duration::from_secs(5);
 
@@ -216,7 +213,7 @@ fn copy(args: CopyArgs, environment: &Environment) -> Result<Config, Failure> {
     let source = SourceOptions {
         root: source_root,
         state_dir: state_dir.join("source"),
-        journal_bytes: COPY_JOURNAL_BYTES,
+        journal_bytes: JOURNAL_BYTES_DEFAULT,
         rescan_interval: COPY_RESCAN_INTERVAL,
         accept_root: false,
         // Copies of one tree to several places may run side by side, and beside a source.

@@ -239,6 +239,17 @@ pub enum StateFileError {
     },
 }
 
+impl StateFileError {
+    /// Returns the error as a line that ends with what to do: with `advice` for a damaged file,
+    /// of which only its user knows what it costs to be without.
+    pub fn with_advice(&self, advice: &str) -> String {
+        match self {
+            StateFileError::Damaged { .. } => format!("{self}; {advice}"),
+            StateFileError::Io { .. } | StateFileError::UnknownVersion { .. } => self.to_string(),
+        }
+    }
+}
+
 /// A directory that holds state, open, with the name that errors give it.
 #[derive(Debug)]
 pub struct Directory {

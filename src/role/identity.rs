@@ -8,9 +8,9 @@ use serde::{Deserialize, Serialize};
 
 use super::RoleError;
 use crate::journal::state_file;
+use crate::model::path::CONTROL_NAME;
 use crate::model::{EpochId, NodeId, TreeId};
 use crate::tree::Root;
-use crate::tree::replica::CONTROL_NAME;
 use crate::tree::root::stat_fd;
 
 /// A source's identity.
@@ -57,8 +57,13 @@ impl SourceIdentity {
         let fail =
             |error: &dyn std::fmt::Display| RoleError(format!("{}: {error}", state_dir.display()));
         let here = root_identity(root).map_err(|error| fail(&error))?;
-        let before: Option<Stored> = state_file::load(state_dir, KIND, VERSION)
-            .map_err(|error| RoleError(error.to_string()))?;
+        let before: Option<Stored> =
+            state_file::load(state_dir, KIND, VERSION).map_err(|error| {
+                RoleError(error.with_advice(
+                    "put it back from a copy, or remove it: then this is a new tree, which each \
+                     of its sinks must be started with --adopt to follow",
+                ))
+            })?;
         let mut stored = match before {
             Some(stored) if stored.root != here && !accept_root => {
                 return Err(RoleError(format!(
@@ -88,7 +93,9 @@ impl SourceIdentity {
 
 /// Loads or makes the id of a sink's node.
 pub(super) fn load_node(state_dir: &Path) -> Result<NodeId, RoleError> {
-    let failed = |error: state_file::StateFileError| RoleError(error.to_string());
+    let failed = |error: state_file::StateFileError| {
+        RoleError(error.with_advice("remove it, and another is made, which costs nothing"))
+    };
     if let Some(node) = state_file::load(state_dir, "node", VERSION).map_err(failed)? {
         return Ok(node);
     }

@@ -122,6 +122,11 @@ impl Reader {
     }
 
     /// Looks at `path`; `open` says whether a regular file's content will be read.
+    ///
+    /// # Errors
+    ///
+    /// `EAGAIN` if it came or went this moment; else the system's, which never means that
+    /// nothing is there (I8).
     pub fn look(&mut self, path: &TreePath, open: bool) -> io::Result<Seen> {
         let Some((parent, name)) = path.split_bytes() else {
             let fd = self.root.open_directory(path)?;
@@ -180,6 +185,10 @@ impl Reader {
     }
 
     /// Lists an opened directory: names, sorted, with whether each is a directory.
+    ///
+    /// # Errors
+    ///
+    /// The system's; then nothing is known of the names.
     pub fn list(&mut self, opened: &Opened) -> io::Result<Vec<(Name, bool)>> {
         let file = opened.file.as_ref().ok_or(Errno::NOTDIR)?;
         let mut names = Vec::new();
@@ -256,6 +265,11 @@ impl Opened {
     /// Appends the whole content to `buffer`. Returns whether the file stayed the same from the
     /// look to the end of the reading; if not, `buffer` has exactly the announced size all the
     /// same, for a caller who must send it as it was read.
+    ///
+    /// # Errors
+    ///
+    /// The system's, or `EBADF` if it was not opened for reading; what `buffer` has of the
+    /// content then is of no use.
     pub fn read_whole(&self, buffer: &mut Vec<u8>) -> io::Result<bool> {
         let file = self.file.as_ref().ok_or(Errno::BADF)?;
         let size = self.stamp.size as usize;
@@ -264,6 +278,10 @@ impl Opened {
     }
 
     /// Returns whether the file is as it was when it was looked at.
+    ///
+    /// # Errors
+    ///
+    /// The system's, or `EBADF` if it was not opened for reading.
     pub fn is_unchanged(&self) -> io::Result<bool> {
         let file = self.file.as_ref().ok_or(Errno::BADF)?;
         Ok(Stamp::of(&stat_fd(file)?) == self.stamp)
@@ -274,15 +292,25 @@ impl Opened {
         self.stamp
     }
 
-    /// Returns the BLAKE3 of the content and whether the file stayed the same meanwhile.
+    /// Returns the BLAKE3 of the content, of the announced size also in a file that grows, and
+    /// whether the file stayed the same meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// The system's, or `EBADF` if it was not opened for reading.
     pub fn digest(&self) -> io::Result<([u8; 32], bool)> {
         let file = self.file.as_ref().ok_or(Errno::BADF)?;
         let mut hasher = blake3::Hasher::new();
         let mut buffer = vec![0; 256 << 10];
-        loop {
-            match rustix::io::read(file, &mut buffer) {
+        let mut rest = self.stamp.size;
+        while rest > 0 {
+            let want = buffer.len().min(usize::try_from(rest).unwrap_or(usize::MAX));
+            match rustix::io::read(file, &mut buffer[..want]) {
                 Ok(0) => break,
-                Ok(count) => _ = hasher.update(&buffer[..count]),
+                Ok(count) => {
+                    hasher.update(&buffer[..count]);
+                    rest -= count as u64;
+                }
                 Err(Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
             }
@@ -291,6 +319,10 @@ impl Opened {
     }
 
     /// Takes the open file for staging.
+    ///
+    /// # Errors
+    ///
+    /// `EBADF` if it was not opened for reading.
     pub fn into_stage(self) -> io::Result<StageReader> {
         let file = self.file.ok_or(Errno::BADF)?;
         let digest = StageDigest::default();
@@ -323,6 +355,10 @@ impl StageReader {
 
     /// Returns the offset and the length of the next chunk, of at most `bytes_max` bytes and
     /// behind any hole; `None` at the end.
+    ///
+    /// # Errors
+    ///
+    /// The system's; the file is to be given up, or begun anew.
     pub fn next_chunk(&mut self, bytes_max: usize) -> io::Result<Option<(u64, usize)>> {
         let end = self.stamp.size;
         if self.offset == self.data_end {
@@ -345,6 +381,14 @@ impl StageReader {
 
     /// Appends a chunk that [`StageReader::next_chunk`] told of. What a file that shrank
     /// meanwhile does not have is filled up, and the stamps will differ.
+    ///
+    /// # Errors
+    ///
+    /// The system's; `buffer` is as before.
+    ///
+    /// # Panics
+    ///
+    /// If the chunk is another one.
     pub fn read_chunk(&mut self, length: usize, buffer: &mut Vec<u8>) -> io::Result<()> {
         assert!(length as u64 <= self.data_end - self.offset, "a chunk that nobody told of");
         let (file, offset, start) = (&self.file, self.offset, buffer.len());
@@ -355,12 +399,20 @@ impl StageReader {
     }
 
     /// Returns the [`StageDigest`] of the file, if all of it was read.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`StageReader::next_chunk`].
     pub fn digest(&mut self) -> io::Result<Option<[u8; 32]>> {
         let is_read = self.next_chunk(0)?.is_none();
         Ok(is_read.then(|| self.digest.finish(self.stamp.size)))
     }
 
     /// Begins anew with what the file is now.
+    ///
+    /// # Errors
+    ///
+    /// The system's; the file is to be given up.
     pub fn restart(&mut self) -> io::Result<()> {
         self.stamp = Stamp::of(&stat_fd(&self.file)?);
         (self.offset, self.data_end) = (0, 0);
@@ -369,6 +421,10 @@ impl StageReader {
     }
 
     /// Returns whether the file is as it was at the beginning.
+    ///
+    /// # Errors
+    ///
+    /// The system's.
     pub fn is_unchanged(&self) -> io::Result<bool> {
         Ok(Stamp::of(&stat_fd(&self.file)?) == self.stamp)
     }
@@ -402,6 +458,10 @@ fn append(
 }
 
 /// Calls `each` with every name of a directory but `.` and `..`.
+///
+/// # Errors
+///
+/// The system's, or the first of `each`, with which the listing ends.
 pub fn list_directory(
     fd: impl AsFd,
     buffer: &mut [MaybeUninit<u8>],
@@ -421,6 +481,10 @@ pub fn list_directory(
 }
 
 /// Calls `each` with every name and inode number, which costs no look at the inode.
+///
+/// # Errors
+///
+/// The system's; `each` was called for a part of the names then.
 pub fn list_inodes(
     fd: impl AsFd,
     buffer: &mut [MaybeUninit<u8>],

@@ -1,9 +1,10 @@
 //! Files with several names: a write through one is seen only in that name's directory, yet it
 //! changes them all.
 //!
-//! Invariant: a place is in the group that `by_place` says, and in no other.
+//! Invariant: a place is in the group that `by_place` says, by the age that it says, and in no
+//! other.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use rustc_hash::FxHashMap;
 
@@ -15,30 +16,27 @@ use crate::model::Name;
 #[derive(Debug, Default)]
 pub(super) struct Links {
     groups: FxHashMap<Identity, Group>,
-    by_place: BTreeMap<Place, Identity>,
+    by_place: BTreeMap<Place, (Identity, Age)>,
+    /// The least and the greatest age that were given.
+    ages: (Age, Age),
     /// Names that went while others stayed. A program that has the file open by one of them goes
     /// on writing, and its events bear that name.
     ghosts: BTreeMap<Place, Identity>,
 }
 
+/// Orders the names of a file: what was there before is less.
+type Age = i64;
+
 #[derive(Debug, Default)]
 struct Group {
     /// The inode's link count when it was seen last.
     count: u32,
-    places: BTreeSet<Place>,
-    /// A name that no event told of, so that it was there before those that one did: downstream
-    /// as well, where a new name is made from it.
-    elder: Option<Place>,
+    /// The oldest first, for that is the one that is downstream the most surely: a new name is
+    /// made there from it.
+    places: BTreeMap<Age, Place>,
     /// The count and the number of known names when all directories were searched last: some
     /// names may be outside of the tree, and are not searched for again.
     searched: (u32, usize),
-}
-
-impl Group {
-    fn forget(&mut self, place: &Place) {
-        self.places.remove(place);
-        self.elder.take_if(|elder| elder == place);
-    }
 }
 
 /// Most names that went and are remembered.
@@ -48,7 +46,20 @@ impl Links {
     /// Notes that `place` is a name of `identity`, which has `count` names. Returns whether
     /// some of its names are not known and worth a search.
     pub fn note(&mut self, place: &Place, identity: Identity, count: u32) -> bool {
-        if self.by_place.get(place).is_some_and(|known| *known != identity) {
+        self.ages.1 += 1;
+        self.note_as(place, identity, count, self.ages.1)
+    }
+
+    /// As [`Links::note`], for a name that a search found: no event told of it, so that it was
+    /// there before those of which one did.
+    pub fn note_found(&mut self, place: &Place, identity: Identity, count: u32) -> bool {
+        self.ages.0 -= 1;
+        self.note_as(place, identity, count, self.ages.0)
+    }
+
+    /// Notes a name, of this age if it is not known yet.
+    fn note_as(&mut self, place: &Place, identity: Identity, count: u32, age: Age) -> bool {
+        if self.by_place.get(place).is_some_and(|(known, _)| *known != identity) {
             self.remove(place);
         }
         if count < 2 {
@@ -57,20 +68,11 @@ impl Links {
         }
         let group = self.groups.entry(identity).or_default();
         group.count = count;
-        if group.places.insert(place.clone()) {
-            self.by_place.insert(place.clone(), identity);
+        if !self.by_place.contains_key(place) {
+            self.by_place.insert(place.clone(), (identity, age));
+            group.places.insert(age, place.clone());
         }
         (group.places.len() as u32) < count && group.searched != (count, group.places.len())
-    }
-
-    /// As [`Links::note`], for a name that a search found.
-    pub fn note_found(&mut self, place: &Place, identity: Identity, count: u32) -> bool {
-        let is_news = self.by_place.get(place) != Some(&identity);
-        let wants_more = self.note(place, identity, count);
-        if is_news && let Some(group) = self.groups.get_mut(&identity) {
-            group.elder = Some(place.clone());
-        }
-        wants_more
     }
 
     /// Notes that all directories were searched for names of `identity`. Returns whether that
@@ -89,7 +91,7 @@ impl Links {
 
     /// Returns all known names of the file that has `place` as one of several.
     pub fn group_of(&self, place: &Place) -> impl Iterator<Item = &Place> {
-        self.by_place.get(place).into_iter().flat_map(|identity| self.places(*identity))
+        self.by_place.get(place).into_iter().flat_map(|(identity, _)| self.places(*identity))
     }
 
     /// Returns the names that are left of a file that had `place` as one of several.
@@ -97,19 +99,16 @@ impl Links {
         self.ghosts.get(place).into_iter().flat_map(|identity| self.places(*identity))
     }
 
-    /// Returns all known names of a file, one that was there before others first.
+    /// Returns all known names of a file, the oldest first.
     pub fn places(&self, identity: Identity) -> impl Iterator<Item = &Place> {
-        self.groups.get(&identity).into_iter().flat_map(|group| {
-            let others = group.places.iter().filter(|place| group.elder.as_ref() != Some(place));
-            group.elder.iter().chain(others)
-        })
+        self.groups.get(&identity).into_iter().flat_map(|group| group.places.values())
     }
 
     /// Forgets a name that is there no more.
     pub fn remove(&mut self, place: &Place) {
-        let Some(identity) = self.by_place.remove(place) else { return };
+        let Some((identity, age)) = self.by_place.remove(place) else { return };
         let Some(group) = self.groups.get_mut(&identity) else { return };
-        group.forget(place);
+        group.places.remove(&age);
         group.count = group.count.saturating_sub(1);
         if group.places.is_empty() {
             self.groups.remove(&identity);
@@ -124,17 +123,17 @@ impl Links {
     /// Follows the rename of a name. What was known at `to` is forgotten.
     pub fn rename(&mut self, from: &Place, to: &Place) {
         self.remove(to);
-        if let Some(identity) = self.take(from) {
-            self.put(to, identity);
+        if let Some(known) = self.take(from) {
+            self.put(to, known);
         }
     }
 
     /// Lets two names change places.
     pub fn exchange(&mut self, a: &Place, b: &Place) {
         let (at_a, at_b) = (self.take(a), self.take(b));
-        for (identity, to) in [(at_a, b), (at_b, a)] {
-            if let Some(identity) = identity {
-                self.put(to, identity);
+        for (known, to) in [(at_a, b), (at_b, a)] {
+            if let Some(known) = known {
+                self.put(to, known);
             }
         }
     }
@@ -155,16 +154,43 @@ impl Links {
     }
 
     /// Takes a name away that [`Links::put`] brings back elsewhere.
-    fn take(&mut self, place: &Place) -> Option<Identity> {
-        let identity = self.by_place.remove(place)?;
+    fn take(&mut self, place: &Place) -> Option<(Identity, Age)> {
+        let (identity, age) = self.by_place.remove(place)?;
         if let Some(group) = self.groups.get_mut(&identity) {
-            group.forget(place);
+            group.places.remove(&age);
         }
-        Some(identity)
+        Some((identity, age))
     }
 
-    fn put(&mut self, place: &Place, identity: Identity) {
-        self.by_place.insert(place.clone(), identity);
-        self.groups.entry(identity).or_default().places.insert(place.clone());
+    fn put(&mut self, place: &Place, (identity, age): (Identity, Age)) {
+        self.by_place.insert(place.clone(), (identity, age));
+        self.groups.entry(identity).or_default().places.insert(age, place.clone());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::nodes::ROOT;
+    use super::*;
+
+    #[test]
+    fn a_new_name_is_made_from_the_oldest_one() {
+        let mut links = Links::default();
+        let file = Identity { device: 1, inode: 7 };
+        let place = |name: &str| Place { directory: ROOT, name: name.into() };
+        let oldest = |links: &Links| links.places(file).next().cloned();
+        for (count, name) in [(2, "z"), (3, "b"), (4, "a")] {
+            links.note(&place(name), file, count);
+        }
+        links.note(&place("z"), file, 4);
+        assert_eq!(oldest(&links), Some(place("z")));
+        links.rename(&place("z"), &place("y"));
+        assert_eq!(oldest(&links), Some(place("y")));
+        links.remove(&place("y"));
+        assert_eq!(oldest(&links), Some(place("b")));
+        links.note_found(&place("c"), file, 4);
+        assert_eq!(oldest(&links), Some(place("c")));
+        links.exchange(&place("c"), &place("a"));
+        assert_eq!(links.places(file).cloned().collect::<Vec<_>>(), ["a", "b", "c"].map(place));
     }
 }

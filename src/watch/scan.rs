@@ -343,6 +343,17 @@ impl Watch {
         let missing = known.filter(|name| !directories.contains(name));
         let missing = missing.map(|name| Look::At(Place { directory: id, name: name.to_vec() }));
         self.looks.extend(missing.collect::<Vec<_>>());
+        // All names of a file at once: to tell all of them for each would cost the square of
+        // their number.
+        let mut told = FxHashSet::default();
+        for (name, stat) in &found {
+            if stat.stx_nlink > 1 && timestamp(stat.stx_ctime) >= since && !is_directory(stat) {
+                let place = Place { directory: id, name: name.clone() };
+                if !is_reserved(&place) {
+                    self.links.note(&place, identity_of(stat), stat.stx_nlink);
+                }
+            }
+        }
         for (name, stat) in found {
             let place = Place { directory: id, name };
             if is_reserved(&place) {
@@ -353,10 +364,9 @@ impl Watch {
                 if known.is_none_or(|known| known.identity != identity_of(&stat)) {
                     self.looks.push(Look::At(place));
                 }
-            } else if timestamp(stat.stx_ctime) >= since {
-                if stat.stx_nlink > 1 {
-                    self.links.note(&place, identity_of(&stat), stat.stx_nlink);
-                }
+            } else if timestamp(stat.stx_ctime) >= since
+                && (stat.stx_nlink == 1 || told.insert(identity_of(&stat)))
+            {
                 // Written this moment, it may be half written: the event that says it is whole
                 // may be lost, or still to come.
                 let is_warm = timestamp(stat.stx_mtime) >= wall_clock().earlier_by_seconds(1);

@@ -9,6 +9,8 @@
 //! - A listing that finds a known directory elsewhere, with nothing queued, is believed (DESIGN
 //!   7): `a_listing_that_finds_a_known_directory_elsewhere_is_believed`.
 //! - What cannot be read is not gone, and is looked at again: the tests `without_privileges`.
+//! - On overflow only what changed is looked for, and once:
+//!   `many_names_of_one_file_are_found_after_an_overflow_at_once`.
 //! - A name may be longer than a path may have:
 //!   `a_name_that_is_too_long_is_not_told_and_stops_nothing`.
 
@@ -197,6 +199,26 @@ fn what_could_not_be_looked_through_is_when_it_can_be_read() {
         }
         assert!(changes.contains(&content("d/new")), "{changes:?}");
         assert!(fixture.watch.unread.is_empty());
+    }
+}
+
+/// To tell all names of a file once for each of them took a minute for 20,000.
+#[test]
+fn many_names_of_one_file_are_found_after_an_overflow_at_once() {
+    let mut fixture = Fixture::new(&["d"]);
+    for number in 0..6_000 {
+        fs::hard_link(fixture.at("d/f"), fixture.at(&format!("d/{number}"))).unwrap();
+    }
+    // Not this moment, or the end of its writing would be waited for.
+    let file = fs::File::options().write(true).open(fixture.at("d/f")).unwrap();
+    file.set_modified(std::time::UNIX_EPOCH).unwrap();
+    drop(file);
+    fixture.watch.overflowed = true;
+    let started = Instant::now();
+    let changes = fixture.changes();
+    assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
+    for name in ["d/f", "d/0", "d/5999"] {
+        assert!(changes.contains(&content(name)), "{name}");
     }
 }
 

@@ -64,6 +64,12 @@ pub enum Message {
     },
     /// The last message of either side: why it closes the connection.
     Bye(Refusal),
+    /// From the downstream: it gave this file up, so that no more of it need be sent. Its state
+    /// still must be, by which the downstream learns what it lacks.
+    StageAbort {
+        /// Which file.
+        stage: StageId,
+    },
 }
 
 /// What a downstream says first.

@@ -267,6 +267,11 @@ impl World {
                     let (item, raw) = item.map_err(text)?;
                     let state = &mut self.replica.state;
                     if link.receiver.handle_item(state, &item).map_err(sound)? {
+                        if let Some(path) = self.fails(&item) {
+                            let state = &mut self.replica.state;
+                            link.receiver.handle_problem(state, &item, &path, self.now);
+                            continue;
+                        }
                         let needs = self.replica.apply(&item, raw);
                         link.receiver.handle_applied(&mut self.replica.state, &item, needs);
                     }
@@ -283,6 +288,20 @@ impl World {
             link.up.push_back((arrives, encode_message(&message)));
         }
         if link.receiver.is_silent(self.now) { Err("silent".into()) } else { Ok(()) }
+    }
+
+    /// Returns the path of an item that cannot be applied: a chunk for which there is no room,
+    /// with which its stage is given up, and the commit of one that was.
+    fn fails(&mut self, item: &Item) -> Option<TreePath> {
+        match item {
+            Item::StageData { stage, .. } if !self.calm && self.random.u8(..8) == 0 => {
+                self.replica.stages.remove(stage).map(|(path, _)| path)
+            }
+            Item::State { path, content: Content::Staged { stage, .. }, .. } => {
+                (!self.replica.stages.contains_key(stage)).then(|| path.clone())
+            }
+            _ => None,
+        }
     }
 
     fn answer(&mut self, link: &mut Link) -> Result<(), String> {
@@ -350,6 +369,7 @@ fn run(seed: u64) -> Result<(), String> {
         }
     }
     world.calm = true;
+    world.replica.state.retry();
     let want = world.origin.tree.content();
     for _ in 0..4000 {
         if world.link.is_none() {

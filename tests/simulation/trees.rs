@@ -158,7 +158,8 @@ impl Home {
 pub struct Replica {
     pub tree: Tree,
     pub state: ReceiverState,
-    pub stages: HashMap<StageId, u64>,
+    /// What came of each file on its way, where it was to go when it began.
+    pub stages: HashMap<StageId, (TreePath, Option<u64>)>,
 }
 
 impl Replica {
@@ -200,7 +201,9 @@ impl Replica {
                 };
                 let version = match content {
                     Content::Inline { .. } => Some(number(raw)),
-                    Content::Staged { stage, .. } => self.stages.remove(stage),
+                    Content::Staged { stage, .. } => {
+                        self.stages.remove(stage).and_then(|(_, version)| version)
+                    }
                     Content::Keep | Content::Compare { digest: None } | Content::Linked => own,
                     Content::Compare { digest: Some(digest) } => {
                         own.filter(|version| digest[..8] == version.to_le_bytes())
@@ -223,12 +226,16 @@ impl Replica {
                     }
                 }
             }
-            Item::StageData { stage, .. } => _ = self.stages.insert(*stage, number(raw)),
+            Item::StageOpen { stage, path, .. } => {
+                self.stages.insert(*stage, (path.clone(), None));
+            }
+            Item::StageData { stage, .. } => {
+                if let Some((_, version)) = self.stages.get_mut(stage) {
+                    *version = Some(number(raw));
+                }
+            }
             Item::StageAbort { stage } => _ = self.stages.remove(stage),
-            Item::StageOpen { .. }
-            | Item::Through { .. }
-            | Item::Answered { .. }
-            | Item::Unfinished { .. } => {}
+            Item::Through { .. } | Item::Answered { .. } | Item::Unfinished { .. } => {}
         }
         needs
     }

@@ -50,7 +50,6 @@ pub struct Sink {
     has_trash: bool,
     started: Instant,
     adopts: bool,
-    failed: Option<String>,
     /// How far it is with the whole tree, while that is received.
     received: Option<Received>,
 }
@@ -85,7 +84,7 @@ impl Sink {
         Ok(())
     }
 
-    fn flush(&mut self, now: Instant) -> Result<(), LinkError> {
+    fn flush(&mut self, now: Instant) {
         self.flush_at = None;
         self.flush_replica(now);
         if let Some((_, receiver)) = &mut self.link {
@@ -96,7 +95,6 @@ impl Sink {
             tracing::info!("{}: all problems are cured", self.path.display());
         }
         self.has_trash = true;
-        Ok(())
     }
 
     /// Puts everything in place; what cannot be is needed before any mark counts.
@@ -194,7 +192,10 @@ impl Role for Sink {
                 receiver.handle_frame(bytes, now);
             }
             let flush_at = *self.flush_at.get_or_insert(now + FLUSH_INTERVAL);
-            return if now >= flush_at { self.flush(now) } else { Ok(()) };
+            if now >= flush_at {
+                self.flush(now);
+            }
+            return Ok(());
         }
         let message = frame.message().map_err(|error| refuse(&error))?;
         if let crate::wire::Message::Bye(refusal) = message {
@@ -224,13 +225,15 @@ impl Role for Sink {
     fn handle_drained(&mut self, _link: LinkId, now: Instant) -> Result<(), LinkError> {
         // A directory is shown when it has all its files, if that does not take long.
         let waits = self.flush_at.is_none_or(|at| now < at && self.replica.is_building());
-        let flushed = if waits { Ok(()) } else { self.flush(now) };
+        if !waits {
+            self.flush(now);
+        }
         // What came with a problem is asked for as long as that takes, and not waited for here.
         let is_whole = self.state.needs().next().is_none() || !self.said.is_empty();
         if self.state.watermarks.is_some() && is_whole {
             self.received = None;
         }
-        flushed
+        Ok(())
     }
 
     fn check(&mut self, link: LinkId, now: Instant) -> Result<(), LinkError> {
@@ -261,9 +264,7 @@ impl Role for Sink {
         }
         if link.is_some() {
             // What was received whole is kept; its marks are not lost.
-            if let Err(error) = self.flush(now) {
-                tracing::debug!("{error}");
-            }
+            self.flush(now);
             self.replica.drop_stages();
         }
         self.link = None;
@@ -305,10 +306,8 @@ impl Role for Sink {
     }
 
     fn handle_timeout(&mut self, now: Instant) -> Result<(), RoleError> {
-        if self.flush_at.is_some_and(|at| now >= at)
-            && let Err(LinkError::Role(error)) = self.flush(now)
-        {
-            return Err(error);
+        if self.flush_at.is_some_and(|at| now >= at) {
+            self.flush(now);
         }
         if self.is_away
             && let Err(LinkError::Role(error)) = self.look_at_place(now)
@@ -321,10 +320,7 @@ impl Role for Sink {
         }
         self.finish_checkpoint();
         self.start_checkpoint(now);
-        match self.failed.take() {
-            Some(reason) => Err(RoleError(reason)),
-            None => Ok(()),
-        }
+        Ok(())
     }
 
     fn received(&self) -> Option<Received> {

@@ -46,7 +46,11 @@ impl Sink {
             true => OpenError::NotYet(error.to_string()),
             false => OpenError::Role(fail(&error)),
         })?;
-        let checkpoint = Checkpoint::load(replica.control()).map_err(|error| fail(&error))?;
+        let checkpoint = Checkpoint::load(replica.control()).map_err(|error| {
+            RoleError(error.with_advice(
+                "remove it, and start the sink again with --adopt, which compares the tree",
+            ))
+        })?;
         let mut state = ReceiverState::new(node);
         if let Some(checkpoint) = checkpoint {
             state.tree = Some(checkpoint.tree);
@@ -100,7 +104,6 @@ impl Sink {
             has_trash: true,
             started: now,
             adopts: options.adopt,
-            failed: None,
             received: None,
         })
     }

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use crate::model::limits::*;
 use crate::model::{Change, Sequence, Timestamp, TreePath, Watermarks};
 use crate::wire::message::VERSIONS;
-use crate::wire::{DownstreamHello, Item, Message, Plan, Refusal, UpstreamHello};
+use crate::wire::{DownstreamHello, Item, Message, Plan, Refusal, StageId, UpstreamHello};
 use state::Need;
 pub use state::ReceiverState;
 
@@ -26,6 +26,8 @@ pub struct Receiver {
     through: Option<(Sequence, Timestamp)>,
     /// The upstream's journal head and clock, as it said last.
     pub upstream_head: (Sequence, Timestamp),
+    /// Stages that were given up here, which the upstream is still to be told.
+    given_up: Vec<StageId>,
     handled_bytes: u64,
     acked_bytes: u64,
     acked_marks: Option<(Sequence, Sequence, Sequence)>,
@@ -45,6 +47,7 @@ impl Receiver {
             moved: state.watermarks.map_or(Sequence(0), |marks| marks.moved),
             through: None,
             upstream_head: Default::default(),
+            given_up: Vec::new(),
             handled_bytes: 0,
             acked_bytes: 0,
             acked_marks: None,
@@ -213,6 +216,11 @@ impl Receiver {
         now: Instant,
     ) {
         self.handle_applied(state, item, Vec::new());
+        if let Item::StageOpen { stage, .. } | Item::StageData { stage, .. } = item
+            && self.given_up.len() < TRANSFERS_MAX
+        {
+            self.given_up.push(*stage);
+        }
         let mut need = |path: &TreePath, content| {
             state.need_after_failure(path.clone(), content, now);
         };
@@ -270,6 +278,9 @@ impl Receiver {
     /// Returns the next message to the upstream.
     pub fn poll_message(&mut self, state: &mut ReceiverState, now: Instant) -> Option<Message> {
         self.plan?;
+        if let Some(stage) = self.given_up.pop() {
+            return Some(Message::StageAbort { stage });
+        }
         let moved = self.moved;
         let due = |need: &&mut Need| !need.asked && need.not_before.is_none_or(|at| at <= now);
         if state.may_ask()
@@ -436,6 +447,25 @@ mod tests {
         receiver.handle_problem(&mut state, &item, &path("d"), now);
         let needs: Vec<_> = state.needs().map(|(path, content)| (path.clone(), content)).collect();
         assert_eq!(needs, [(path("f"), true), (path("d"), false)]);
+    }
+
+    #[test]
+    fn the_upstream_is_told_of_a_stage_that_was_given_up() {
+        let now = Instant::now();
+        let mut state = ReceiverState::new(NodeId(2));
+        let mut receiver = greet(&mut state, Plan::Compare { moved: Sequence(0) }, now);
+        let stage = StageId(7);
+        let item = Item::StageData { stage, offset: 0, length: 1 };
+        receiver.handle_problem(&mut state, &item, &path("f"), now);
+        let told = receiver.poll_message(&mut state, now);
+        assert_eq!(told, Some(Message::StageAbort { stage }));
+        assert_eq!(ask(&mut receiver, &mut state, now), []);
+        // An upstream that takes nothing makes nothing grow.
+        for number in 0..1000 {
+            let item = Item::StageOpen { stage: StageId(number), size: 1, path: path("f") };
+            receiver.handle_problem(&mut state, &item, &path("f"), now);
+        }
+        assert_eq!(receiver.given_up.len(), TRANSFERS_MAX);
     }
 
     #[test]

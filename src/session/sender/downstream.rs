@@ -35,7 +35,6 @@ impl Sender {
                     return Err(Refusal::Protocol("acknowledged what was never sent".into()));
                 }
                 self.handled_bytes = self.handled_bytes.max(handled_bytes);
-                self.acked = (moved, applied, durable);
                 if let Some((sequence, clock)) = self.trusts
                     && applied >= sequence
                 {
@@ -71,6 +70,10 @@ impl Sender {
                 let sent = renames.after(moved).take_while(|(sequence, _)| *sequence <= self.moved);
                 sent.for_each(|(_, change)| walk.follow(change));
                 self.start_walk(walk);
+                Ok(None)
+            }
+            Message::StageAbort { stage } => {
+                self.handle_given_up(stage);
                 Ok(None)
             }
             Message::DownstreamHello(_) => Err(Refusal::Protocol("a second hello".into())),

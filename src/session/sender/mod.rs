@@ -73,7 +73,6 @@ pub struct Sender {
     /// Bytes of files that the downstream has to digest, as far as it may not have done so, and
     /// `sent_bytes` before the last of them.
     digests: (u64, u64),
-    acked: (Sequence, Sequence, Sequence),
     /// Up to this moment of the source's clock, equal size and time mean equal content: as the
     /// downstream said in its hello, and as far as it acknowledged since.
     trusted_until: (Timestamp, Timestamp),
@@ -105,7 +104,6 @@ impl Sender {
             sent_bytes: 0,
             handled_bytes: 0,
             digests: (0, 0),
-            acked: Default::default(),
             trusted_until: Default::default(),
             trusts: None,
             last_sent: now,
@@ -531,11 +529,6 @@ impl Sender {
         }
         let due = self.hello_done && now >= self.last_sent + Duration::from_millis(HEARTBEAT_MS);
         Ok(due.then_some(Message::Heartbeat { head, clock }))
-    }
-
-    /// Returns what the downstream acknowledged last: moved, applied, durable.
-    pub fn acked(&self) -> (Sequence, Sequence, Sequence) {
-        self.acked
     }
 }
 

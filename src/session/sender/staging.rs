@@ -31,6 +31,8 @@ pub(super) struct Transfer {
     attempts: u32,
     /// Whether the file must be sent once more when this is over.
     again: bool,
+    /// Whether the downstream gave it up.
+    is_given_up: bool,
 }
 
 impl Transfer {
@@ -110,6 +112,7 @@ impl Sender {
             head: Sequence(0),
             attempts: 0,
             again: false,
+            is_given_up: false,
         };
         Self::wait_for(&mut transfer, &mut self.walks, job);
         self.transfers.push(transfer);
@@ -151,10 +154,30 @@ impl Sender {
         }
     }
 
+    /// Says that the downstream gave a stage up, if it is not over by now: the rest of it is
+    /// left out. Its commit is not: that tells the downstream what it lacks, by all the names of
+    /// that moment, and ends the transfer as any other.
+    pub(super) fn handle_given_up(&mut self, stage: StageId) {
+        if let Some(transfer) = self.transfer(stage) {
+            transfer.is_given_up = true;
+            if transfer.phase == TransferPhase::Reading {
+                transfer.phase = TransferPhase::Complete;
+            }
+        }
+    }
+
+    /// Returns whether the downstream gave a stage up.
+    pub fn is_given_up(&self, stage: StageId) -> bool {
+        self.transfers.iter().any(|transfer| transfer.stage == stage && transfer.is_given_up)
+    }
+
     /// Says that a staged file changed while it was read. Returns whether to read it anew;
-    /// else it is sent as it was read, for it does not rest.
+    /// else it is sent as it was read, for it does not rest, or nobody takes it.
     pub fn handle_stage_changed(&mut self, stage: StageId) -> bool {
         let Some(transfer) = self.transfer(stage) else { return false };
+        if transfer.is_given_up {
+            return false;
+        }
         transfer.attempts += 1;
         let anew = transfer.attempts < TRANSFER_ATTEMPTS_MAX;
         if anew {

@@ -5,7 +5,7 @@
 
 use crate::model::limits::XATTR_BYTES_MAX;
 use crate::model::{Entry, Kind, TreePath};
-use crate::tree::replica::{ApplyError, CONTROL_NAME, STAGE_PREFIX};
+use crate::tree::replica::ApplyError;
 use crate::wire::{Content, Item};
 
 /// Checks `item`, whose raw bytes are `raw_bytes` in number.
@@ -99,10 +99,7 @@ fn inner_path(path: &TreePath) -> Result<(), ApplyError> {
 }
 
 fn any_path(path: &TreePath) -> Result<(), ApplyError> {
-    // Only this program's own names begin so; one look clears all other paths.
-    if path.names().next() == Some(CONTROL_NAME.as_bytes())
-        || path.names().any(|name| name.starts_with(STAGE_PREFIX.as_bytes()))
-    {
+    if path.is_reserved() {
         return Err(refuse(path, "a name that is reserved for replicas"));
     }
     Ok(())

@@ -76,10 +76,14 @@ impl ApplyError {
         ApplyError { path: path.clone(), action, source, protocol: false }
     }
 
+    /// Returns an error that no system call gave.
+    pub fn because(path: &TreePath, action: &'static str, why: &'static str) -> Self {
+        ApplyError::new(path, action, io::Error::new(io::ErrorKind::InvalidData, why))
+    }
+
     /// Returns an error that ends the connection: what the upstream sent makes no sense.
     pub fn protocol(path: &TreePath, action: &'static str, why: &'static str) -> Self {
-        let source = io::Error::new(io::ErrorKind::InvalidData, why);
-        ApplyError { path: path.clone(), action, source, protocol: true }
+        ApplyError { protocol: true, ..ApplyError::because(path, action, why) }
     }
 
     /// Returns whether the upstream broke the protocol.

@@ -48,6 +48,7 @@ pub use marker::Moved;
 
 use super::metadata;
 use super::root::{Root, identity_of, open_beneath, stat_at, stat_fd};
+use crate::model::path::CONTROL_NAME;
 use crate::model::{Kind, TreePath};
 use crate::wire::{Content, Item, StageId};
 use directory::StagedDirectory;
@@ -57,12 +58,6 @@ use parents::Parent;
 use stages::StagedFile;
 use times::PendingTimes;
 use unfinished::Unfinished;
-
-/// Name of the directory in ROOT that is the replica's own.
-pub const CONTROL_NAME: &str = ".mirror";
-
-/// What the names of stages begin with that are beside their targets.
-pub const STAGE_PREFIX: &str = ".mirror-stage-";
 
 /// See the module.
 #[derive(Debug)]

@@ -6,9 +6,10 @@ use std::os::fd::AsFd;
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir, StatxFlags};
 
+use super::Replica;
 use super::error::{ApplyError, At};
 use super::parents::{Parent, leads_nowhere};
-use super::{CONTROL_NAME, Replica};
+use crate::model::path::CONTROL_NAME;
 use crate::model::path::check_name;
 use crate::model::{Timestamp, TreePath};
 use crate::tree::metadata::file_type;

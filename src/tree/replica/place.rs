@@ -12,9 +12,10 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{AtFlags, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
 
+use super::Replica;
 use super::names::list;
 use super::parents::{Parent, unlink};
-use super::{Replica, STAGE_PREFIX};
+use crate::model::path::STAGE_PREFIX;
 use crate::tree::metadata::{chmod_handle, mode_bits};
 use crate::tree::root::stat_fd;
 

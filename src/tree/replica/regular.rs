@@ -1,7 +1,7 @@
 //! Regular files: new content always in a new inode, attributes of present content in place.
 
 use std::fs::File;
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{Mode, OFlags, Statx};
@@ -132,7 +132,7 @@ impl Replica {
             let is_current = !(single && stat.stx_nlink != 1)
                 && match digest {
                     None => timestamp(stat.stx_mtime) == mtime,
-                    Some(digest) => digest_of(parent, name)? == digest,
+                    Some(digest) => digest_of(parent, name, stat.stx_size)? == digest,
                 };
             Ok(if is_current { Here::Current } else { Here::Other })
         })
@@ -198,8 +198,9 @@ pub(super) fn settle_file(
     metadata::settle_new(fd, wanted, Made { uid: stat.stx_uid, gid: stat.stx_gid, mode })
 }
 
-/// Returns the BLAKE3 digest of the file `name`.
-fn digest_of(parent: &Parent, name: &[u8]) -> io::Result<[u8; 32]> {
+/// Returns the BLAKE3 digest of the file `name`, which was `size` bytes long; if it is longer by
+/// now, that of more.
+fn digest_of(parent: &Parent, name: &[u8], size: u64) -> io::Result<[u8; 32]> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let fd = match rustix::fs::openat(&parent.fd, name, flags, Mode::empty()) {
         // Its mode keeps even us, its owner, from reading: let the content come again.
@@ -207,6 +208,22 @@ fn digest_of(parent: &Parent, name: &[u8]) -> io::Result<[u8; 32]> {
         opened => opened?,
     };
     let mut hasher = blake3::Hasher::new();
-    hasher.update_reader(File::from(fd))?;
+    hasher.update_reader(File::from(fd).take(size.saturating_add(1)))?;
     Ok(*hasher.finalize().as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_grows_is_digested_so_far_that_it_shows() {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::write(directory.path().join("f"), [7; 100]).unwrap();
+        let parent = Parent::new(b"", File::open(directory.path()).unwrap().into(), false);
+        let digest = |size| digest_of(&parent, b"f", size).unwrap();
+        let hash = |size| <[u8; 32]>::from(blake3::hash(&[7; 100][..size]));
+        assert_eq!((digest(100), digest(200)), (hash(100), hash(100)));
+        assert_eq!(digest(10), hash(11));
+    }
 }

@@ -52,6 +52,7 @@ impl Replica {
         let replaces = target.stat.is_some_and(|there| file_type(&there).is_file());
         if replaces && self.unfinished.may_be(&stat) {
             // A part must not replace a whole file (I2): that stays until the whole one comes.
+            self.announce_doubt(from, to).at(from, "write the marker for")?;
             self.touch(&parent, None).at(from, "keep the time of the directory of")?;
             self.owed.push((to.clone(), true));
             self.unfinished.forget(&stat);

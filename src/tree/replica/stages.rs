@@ -108,6 +108,9 @@ impl Replica {
     }
 
     /// Makes `path` the file that was assembled as `stage`, and all of `links` names of it.
+    ///
+    /// One that was given up here, or is not what was sent, is a failure as any other: it is
+    /// asked for after a pause, for all of it travels again.
     pub(super) fn put_staged(
         &mut self,
         path: &TreePath,
@@ -116,15 +119,14 @@ impl Replica {
         links: &[TreePath],
         parent_mtime: Option<Timestamp>,
     ) -> Result<(), ApplyError> {
+        let failed = |why| Err(ApplyError::because(path, "put into place", why));
         let Some(staged) = self.stages.remove(&stage) else {
-            self.owed.push((path.clone(), true));
-            return Ok(());
+            return failed("its stage was given up");
         };
         let whole = entry.kind == Kind::Regular { size: staged.size };
         if !whole || staged.digest.finish(staged.size) != digest {
             self.discard(&staged.temporary);
-            self.owed.push((path.clone(), true));
-            return Ok(());
+            return failed("what was staged is not what was sent");
         }
         let mut placed = self.place_staged(path, entry, &staged, parent_mtime);
         if placed.as_ref().is_err_and(|error| !self.privileged && error.is_denied())

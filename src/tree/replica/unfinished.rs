@@ -10,18 +10,19 @@ use rustix::fs::Statx;
 
 use super::Replica;
 use super::error::ApplyError;
-use crate::model::{Identity, TreePath};
-use crate::tree::metadata::file_type;
+use crate::model::{Identity, Timestamp, TreePath};
+use crate::tree::metadata::{file_type, timestamp};
 use crate::tree::root::identity_of;
 use crate::wire::{Content, Item};
 
 /// Most files that are remembered. Each is open for writing at the source.
 const FILES_MAX: usize = 65_536;
 
-/// See the module. Files are known by their inodes, so that renames need no attention.
+/// See the module. Files are known by their inodes, so that renames need no attention, and by
+/// their times of birth, for a part may go without a word and its inode's number be used again.
 #[derive(Debug, Default)]
 pub(super) struct Unfinished {
-    files: HashSet<Identity>,
+    files: HashSet<(Identity, Timestamp)>,
     /// Whether it was not told yet which they are.
     is_untold: bool,
     /// Whether there were too many to remember.
@@ -32,22 +33,27 @@ impl Unfinished {
     /// Returns whether the file may be a part.
     pub fn may_be(&self, stat: &Statx) -> bool {
         file_type(stat).is_file()
-            && (self.is_untold || self.is_overfull || self.files.contains(&identity_of(stat)))
+            && (self.is_untold || self.is_overfull || self.files.contains(&born(stat)))
     }
 
     /// Forgets the file if the name at which it was seen, and now goes, is its only one.
     pub fn forget(&mut self, stat: &Statx) {
         if stat.stx_nlink == 1 {
-            self.files.remove(&identity_of(stat));
+            self.files.remove(&born(stat));
         }
     }
 
     fn note(&mut self, stat: &Statx) {
         self.is_overfull |= self.files.len() >= FILES_MAX;
         if file_type(stat).is_file() && !self.is_overfull {
-            self.files.insert(identity_of(stat));
+            self.files.insert(born(stat));
         }
     }
+}
+
+/// Returns which file a status is of, for all times where the file system knows births.
+fn born(stat: &Statx) -> (Identity, Timestamp) {
+    (identity_of(stat), timestamp(stat.stx_btime))
 }
 
 impl Replica {
@@ -82,5 +88,23 @@ impl Replica {
             self.unfinished.note(&stat);
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tree::root::stat_fd;
+
+    #[test]
+    fn an_inode_that_is_used_again_is_another_file() {
+        let file = tempfile::tempfile().unwrap();
+        let stat = stat_fd(&file).unwrap();
+        let mut unfinished = Unfinished::default();
+        unfinished.note(&stat);
+        assert!(unfinished.may_be(&stat));
+        let mut other = stat;
+        other.stx_btime.tv_nsec ^= 1;
+        assert!(!unfinished.may_be(&other));
     }
 }

@@ -160,15 +160,20 @@ fn a_sparse_stage_keeps_its_holes() {
 }
 
 #[test]
-fn a_stage_of_another_digest_or_none_is_needed_again() {
+fn a_stage_of_another_digest_or_none_is_a_failure() {
     let mut fixture = Fixture::new();
     let staged =
         |stage, digest| state_of(path("f"), regular(4), Content::Staged { stage, digest }, &[]);
     let stage = StageId(9);
-    assert_eq!(fixture.apply(staged(stage, [0; 32]), b""), [(path("f"), true)]);
+    let fails = |fixture: &mut Fixture| {
+        let error = fixture.try_apply(staged(stage, [0; 32]), b"").unwrap_err();
+        assert_eq!((error.path.clone(), error.is_protocol()), (path("f"), false), "{error}");
+        assert_eq!(fixture.replica.take_needs(), [], "what failed is asked for after a pause");
+    };
+    fails(&mut fixture);
     fixture.done(Item::StageOpen { stage, size: 4, path: path("f") }, b"");
     fixture.done(Item::StageData { stage, offset: 0, length: 4 }, b"abcd");
-    assert_eq!(fixture.apply(staged(stage, [0; 32]), b""), [(path("f"), true)]);
+    fails(&mut fixture);
     fixture.assert_clean();
     // Chunks may come out of order.
     fixture.done(Item::StageOpen { stage, size: 4, path: path("f") }, b"");
@@ -235,7 +240,7 @@ fn keep_unites_names_of_the_same_size_only() {
 
 /// As many as may be on their way; more would break the protocol.
 #[test]
-fn a_stage_that_fails_is_given_up_and_its_path_needed() {
+fn a_stage_that_fails_is_given_up_and_so_is_its_commit() {
     let mut fixture = Fixture::new();
     let (size, digest) = (1u64 << 20, [0; 32]);
     let content = |number| Content::Staged { stage: StageId(number), digest };
@@ -251,7 +256,8 @@ fn a_stage_that_fails_is_given_up_and_its_path_needed() {
         fixture.assert_clean();
         fixture.done(chunk, b"x");
         let state = state_of(path(&at), regular(size), content(number), &[]);
-        assert_eq!(fixture.apply(state, b""), [(path(&at), true)]);
+        let error = fixture.try_apply(state, b"").unwrap_err();
+        assert_eq!((error.path.clone(), error.is_protocol()), (path(&at), false), "{error}");
     }
     // Complete, but it cannot be put in place.
     let digest = digest_of(1, &[(0, b"x")]);

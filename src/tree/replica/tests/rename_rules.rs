@@ -175,6 +175,26 @@ fn a_connection_begins_with_every_file_in_doubt() {
     assert_eq!(fixture.apply(rename(5, "moved", "d"), b""), [(path("d"), true)]);
 }
 
+/// What is asked for in the place of a part is lost with the process: its marker claims nothing,
+/// and those of later renames neither.
+#[test]
+fn a_part_that_was_not_moved_is_in_doubt_after_a_kill() {
+    for renames in [1, 2] {
+        let mut fixture = Fixture::new();
+        for at in ["part", "to", "f"] {
+            fixture.file(at, at.as_bytes());
+        }
+        fixture.flush();
+        fixture.done(Item::Unfinished { path: path("part") }, b"");
+        assert_eq!(fixture.apply(rename(1, "part", "to"), b""), [(path("to"), true)]);
+        if renames > 1 {
+            fixture.done(rename(2, "f", "g"), b"");
+        }
+        let mut fixture = fixture.reopen();
+        assert_eq!(fixture.replica.recover_moved(Sequence(0)).unwrap(), Moved::Unknown);
+    }
+}
+
 #[test]
 fn a_rename_of_a_staged_directory_publishes_it_first() {
     let mut fixture = Fixture::new();
