@@ -16,6 +16,7 @@
 
 mod events;
 mod feed;
+mod ghosts;
 mod held;
 mod link_search;
 mod links;
@@ -365,11 +366,18 @@ impl Watch {
     /// Notes that something wrote to a file by the name `place`, which may be gone since.
     fn dirty_written(&mut self, place: &Place, what: What) {
         self.dirty_place(place, what);
-        let Some(left) = self.links.left_of(place).next().cloned() else { return };
+        self.dirty_left(place, what);
+    }
+
+    /// As [`Watch::dirty_written`], for the files only that had the name `place` once.
+    fn dirty_left(&mut self, place: &Place, what: What) {
+        let left: Vec<Place> = self.links.left_of(place).cloned().collect();
         // Or it was a new file of that name: then the old one was not written to just now.
         let just_now = wall_clock().earlier_by_seconds(GHOST_SECONDS);
-        if self.stat_of(&left).is_some_and(|stat| timestamp(stat.stx_mtime) >= just_now) {
-            self.dirty_place(&left, what);
+        for left in left {
+            if self.stat_of(&left).is_some_and(|stat| timestamp(stat.stx_mtime) >= just_now) {
+                self.dirty_place(&left, what);
+            }
         }
     }
 
@@ -380,6 +388,7 @@ impl Watch {
         for path in others.iter().filter_map(|other| self.path_of(other)).collect::<Vec<_>>() {
             self.dirty(path, What::CONTENT);
         }
+        self.dirty_left(place, What::CONTENT);
     }
 
     /// Notes that the entry at `place` changed, and with a multiply linked file all its names.
@@ -473,15 +482,15 @@ impl Watch {
             // It fails if the directory is gone, and its watch with it.
             let _ = self.inotify.watches().remove(watch);
         }
-        let gone = FxHashSet::from_iter(gone);
-        for place in self.unsettled.forget_directories(&gone) {
+        let ids = gone.iter().map(|(id, _)| *id).collect();
+        for place in self.unsettled.forget_directories(&ids) {
             self.others_changed(&place);
         }
-        for id in &gone {
-            self.held.remove(id);
-            self.unwatched.remove(id);
-            self.unread.remove(id);
-            self.links.forget_directory(*id);
+        for (id, identity) in gone {
+            self.held.remove(&id);
+            self.unwatched.remove(&id);
+            self.unread.remove(&id);
+            self.links.forget_directory(id, identity, self.clock);
         }
     }
 }

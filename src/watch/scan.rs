@@ -237,12 +237,18 @@ impl Watch {
                 directories.push(Look::At(place));
                 continue;
             }
-            if stat.stx_nlink > 1 {
-                self.links.note(&place, identity_of(&stat), stat.stx_nlink);
-            }
+            self.links.note(&place, identity_of(&stat), stat.stx_nlink);
             self.dirty(path.join(&place.name), What::CONTENT);
         }
         self.looks.extend(directories.into_iter().rev());
+        if let Some((since, left)) = self.links.directory_comes(id, identity) {
+            let since = since.earlier_by_seconds(CLOCK_SLACK_SECONDS);
+            for left in left {
+                if self.stat_of(&left).is_some_and(|stat| timestamp(stat.stx_ctime) >= since) {
+                    self.dirty_place(&left, What::CONTENT);
+                }
+            }
+        }
     }
 
     pub(super) fn add_watch(&mut self, fd: &OwnedFd) -> io::Result<WatchDescriptor> {
@@ -354,9 +360,7 @@ impl Watch {
                     self.looks.push(Look::At(place));
                 }
             } else if timestamp(stat.stx_ctime) >= since {
-                if stat.stx_nlink > 1 {
-                    self.links.note(&place, identity_of(&stat), stat.stx_nlink);
-                }
+                self.links.note(&place, identity_of(&stat), stat.stx_nlink);
                 // Written this moment, it may be half written: the event that says it is whole
                 // may be lost, or still to come.
                 let is_warm = timestamp(stat.stx_mtime) >= wall_clock().earlier_by_seconds(1);
