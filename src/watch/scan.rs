@@ -177,7 +177,7 @@ impl Watch {
 
     /// Watches and lists a directory that is new: the root, or `name` in `parent`. What is in
     /// it becomes dirty, and is looked at in turn.
-    fn discover(
+    pub(super) fn discover(
         &mut self,
         parent: NodeId,
         name: Option<&[u8]>,
@@ -223,8 +223,10 @@ impl Watch {
         }
         let Some(path) = self.nodes.path(id) else { return };
         self.dirty(path.clone(), What::CONTENT);
-        if let Err(error) = listed {
-            // All that is in it is new.
+        if let Err(error) = listed
+            && !is_absent(&error)
+        {
+            // All that is in it is new. If it was removed meanwhile, an event tells.
             self.miss_changes(id, Timestamp::default(), false, &path, &error);
         }
         let mut directories = Vec::new();
@@ -331,8 +333,10 @@ impl Watch {
             Ok(())
         });
         self.list_buffer = buffer;
-        if let Err(error) = listed {
-            return self.miss_changes(id, unknown_since, was_missed, &path, &error);
+        match listed {
+            Ok(()) => {}
+            Err(error) if is_absent(&error) => return self.look_again(id),
+            Err(error) => return self.miss_changes(id, unknown_since, was_missed, &path, &error),
         }
         for name in unread {
             // Who reads it, or looks at it if it is a directory, meets the error and comes again.

@@ -172,6 +172,21 @@ fn what_cannot_be_read_after_an_overflow_is_not_gone() {
 }
 
 #[test]
+fn what_is_removed_before_it_is_listed_is_gone_and_not_unreadable() {
+    let mut fixture = Fixture::new(&["d"]);
+    fs::create_dir(fixture.at("e")).unwrap();
+    let opened = fixture.watch.root.open_directory(&path("e")).unwrap();
+    let identity = crate::tree::root::identity_of(&crate::tree::root::stat_fd(&opened).unwrap());
+    let place = Place { directory: ROOT, name: b"e".to_vec() };
+    fs::remove_dir(fixture.at("e")).unwrap();
+    fixture.watch.discover(ROOT, Some(b"e"), opened, identity, Look::At(place));
+    assert!(!fixture.watch.misses(), "it is looked at again and again");
+    assert!(fixture.watch.unwatched.is_empty());
+    assert!(fixture.changes().contains(&content("e")));
+    assert_eq!(fixture.watch.nodes.at(b"e"), None);
+}
+
+#[test]
 fn what_could_not_be_looked_through_is_when_it_can_be_read() {
     without_privileges();
     // The event that it can be read comes, or something else was in the way.
