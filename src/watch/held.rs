@@ -56,7 +56,7 @@ impl Watch {
     /// directory may have been seen at two places.
     pub(super) fn may_have_moved(&mut self) -> bool {
         self.read_events();
-        self.overflowed || self.events.iter().any(Event::moves_directory)
+        self.events_lost || self.events.iter().any(Event::moves_directory)
     }
 
     /// Holds the second of two places of one directory. Only the first one is mirrored, and has

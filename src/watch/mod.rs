@@ -106,6 +106,9 @@ pub struct Watch {
     list_buffer: Vec<MaybeUninit<u8>>,
     /// Read and not handled yet.
     events: VecDeque<Event>,
+    /// Whether events were lost, so that the tree must be looked through.
+    events_lost: bool,
+    /// Whether that is because the kernel's queue overflowed, and was not said yet.
     overflowed: bool,
     /// How often the queue was read to its end.
     drains: u64,
@@ -176,6 +179,7 @@ impl Watch {
             event_buffer: vec![0; 64 << 10],
             list_buffer: vec![MaybeUninit::uninit(); 64 << 10],
             events: VecDeque::new(),
+            events_lost: false,
             overflowed: false,
             drains: 0,
             recovery: None,
@@ -237,7 +241,7 @@ impl Watch {
     pub fn lose_events(&mut self) {
         self.read_events();
         self.events.clear();
-        self.overflowed = true;
+        self.events_lost = true;
     }
 
     /// Reads what inotify has, until there is nothing more.
@@ -256,7 +260,7 @@ impl Watch {
                             }),
                         };
                         if event.mask.contains(EventMask::Q_OVERFLOW) {
-                            self.overflowed = true;
+                            (self.events_lost, self.overflowed) = (true, true);
                         } else if !repeats_last(&self.events, &event) {
                             self.events.push_back(event);
                         }
@@ -268,7 +272,7 @@ impl Watch {
                     // Nothing is known any more of what happens: as after an overflow, all is
                     // looked through.
                     tracing::error!("reading inotify events: {error}; looking through the tree");
-                    self.overflowed = true;
+                    self.events_lost = true;
                     return;
                 }
             }
@@ -283,7 +287,7 @@ impl Watch {
         loop {
             let drained = wall_clock();
             self.read_events();
-            if self.overflowed {
+            if self.events_lost {
                 self.begin_recovery();
             }
             if let Some(recovery) = self.recovery.take() {

@@ -203,7 +203,7 @@ impl Watch {
         }
         let before = self.events.len();
         self.read_events();
-        if self.overflowed || self.events.iter().skip(before).any(Event::moves_directory) {
+        if self.events_lost || self.events.iter().skip(before).any(Event::moves_directory) {
             // It may not be where it was listed. Its watch goes, and it is looked at again.
             if let Ok(watch) = watch
                 && self.nodes.by_watch(watch.get_watch_descriptor_id()).is_none()
