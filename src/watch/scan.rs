@@ -99,11 +99,13 @@ impl Watch {
         let first = elsewhere.filter(|first| self.is_also_in_place(*first, &place));
         if let Some(first) = first {
             if self.may_have_moved() {
-                self.looks.push(look);
-            } else {
-                self.hold_alias(place, first);
+                return self.looks.push(look);
             }
-            return;
+            if !self.is_better_place(&place, &stat, first) {
+                return self.hold_alias(place, first);
+            }
+            // It is known from here on, and the other place is held when it is looked at.
+            self.look_again(first);
         }
         self.aliases.remove(&place);
         if let Some(node) = node
