@@ -22,6 +22,8 @@ pub struct Reader {
     /// The directory that was opened last: entries of one directory come one after another.
     directory: Option<OpenDirectory>,
     list_buffer: Vec<MaybeUninit<u8>>,
+    /// Whether it was said that some attributes are not mirrored.
+    left_out_said: bool,
     /// Called between the two halves of a look, so that tests can change the tree in that moment.
     #[cfg(test)]
     on_seen: Option<tests::Hook>,
@@ -118,6 +120,7 @@ impl Reader {
             root,
             directory: None,
             list_buffer: vec![MaybeUninit::uninit(); 64 << 10],
+            left_out_said: false,
             #[cfg(test)]
             on_seen: None,
         }
@@ -154,7 +157,8 @@ impl Reader {
     fn look_once(&mut self, path: &TreePath, open: bool) -> io::Result<Option<Seen>> {
         let Some((parent, name)) = path.split_bytes() else {
             let fd = self.root.open_directory(path)?;
-            return opened_directory(fd, None).map(|opened| Some(Seen::Entry(opened)));
+            let left_out = say_left_out(&mut self.left_out_said, path);
+            return opened_directory(fd, None, left_out).map(|opened| Some(Seen::Entry(opened)));
         };
         if let Err(error) = self.enter(parent) {
             if is_absent(&error) {
@@ -173,7 +177,8 @@ impl Reader {
         if let Some(hook) = &mut self.on_seen {
             hook.call();
         }
-        match opened_entry(directory, name, stat, open) {
+        let left_out = say_left_out(&mut self.left_out_said, path);
+        match opened_entry(directory, name, stat, open, left_out) {
             Ok(opened) => Ok(Some(Seen::Entry(opened))),
             Err(error) => match stat_at(&directory.fd, name) {
                 // Not by its inode alone: the number of one that went is given to the next.
@@ -401,19 +406,34 @@ fn append(
     Ok(is_whole)
 }
 
+/// Returns what says, the first time, that an attribute of the entry at `path` is not mirrored:
+/// where a host's security module has one on each file, once must do.
+fn say_left_out<'a>(said: &'a mut bool, path: &'a TreePath) -> impl FnMut(&[u8]) + 'a {
+    move |name| {
+        if !std::mem::replace(said, true) {
+            tracing::warn!(
+                "{path}: the extended attribute {} is not mirrored, nor are others of a host's \
+                 security modules and file systems; this is said once",
+                name.escape_ascii()
+            );
+        }
+    }
+}
+
 /// Opens the entry `name` of a directory, which has the status `stat`, and reads its attributes.
 fn opened_entry(
     directory: &OpenDirectory,
     name: &[u8],
     stat: Statx,
     open: bool,
+    left_out: impl FnMut(&[u8]),
 ) -> io::Result<Box<Opened>> {
     let holder = Some(directory.holder);
     let file_type = FileType::from_raw_mode(stat.stx_mode.into());
     if file_type == FileType::Directory {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW;
         let fd = open_beneath(directory.fd.as_fd(), name, flags)?;
-        return opened_directory(fd, holder);
+        return opened_directory(fd, holder, left_out);
     }
     let file = match file_type {
         FileType::RegularFile if open => Some(open_quietly(directory.fd.as_fd(), name)?),
@@ -425,8 +445,8 @@ fn opened_entry(
         None => stat,
     };
     let xattrs = match &file {
-        Some(file) => read_xattrs(file)?,
-        None => read_xattrs_at(directory.fd.as_fd(), name)?,
+        Some(file) => read_xattrs(file, left_out)?,
+        None => read_xattrs_at(directory.fd.as_fd(), name, left_out)?,
     };
     let kind = entry_kind(&stat, || {
         let name = OsStr::from_bytes(name);
@@ -448,9 +468,13 @@ fn opened_entry(
     }))
 }
 
-fn opened_directory(fd: OwnedFd, holder: Option<Holder>) -> io::Result<Box<Opened>> {
+fn opened_directory(
+    fd: OwnedFd,
+    holder: Option<Holder>,
+    left_out: impl FnMut(&[u8]),
+) -> io::Result<Box<Opened>> {
     let stat = stat_fd(&fd)?;
-    let xattrs = read_xattrs(&fd)?;
+    let xattrs = read_xattrs(&fd, left_out)?;
     Ok(Box::new(Opened {
         entry: Entry { kind: Kind::Directory, metadata: metadata(&stat, xattrs) },
         identity: identity_of(&stat),
