@@ -21,6 +21,7 @@
 //! | drain before any other work, to the end | `all_events_are_read_before_a_directory_is_listed` |
 //! | repeats are merged | `repeats_are_told_once` |
 //! | overflow looks only for what changed | `after_an_overflow_only_what_changed_is_told`, `after_an_overflow_a_directory_that_is_mounted_twice_has_not_moved`, and `tests/faults.rs` |
+//! | each directory has one place | `of_two_places_the_one_where_nothing_is_mounted_is_mirrored` |
 //! | the watch limit | `watch_limit_is_met_with_words_and_rescans` in `tests/faults.rs` |
 //! | what is never mirrored costs no watch | `reserved_names_are_not_told_and_cost_no_watch` |
 //! | the work of a turn is bounded | `a_turn_lists_for_a_bounded_time_and_asks_for_another` |
@@ -504,6 +505,41 @@ fn after_an_overflow_a_directory_that_is_mounted_twice_has_not_moved() {
     assert_eq!(watched.records(), Vec::<String>::new());
     fs::write(watched.at("a/d/deep/f"), "f").unwrap();
     assert_eq!(watched.records(), ["content a/d/deep/f"]);
+}
+
+#[test]
+fn of_two_places_the_one_where_nothing_is_mounted_is_mirrored() {
+    if !need_root("of_two_places_the_one_where_nothing_is_mounted_is_mirrored") {
+        return;
+    }
+    // Enough for either to be listed first; a whole subtree, and one that is known as a part.
+    let names: Vec<String> = (0..8).map(|number| number.to_string()).collect();
+    let (mut mounts, outside) = (Vec::new(), tempfile::tempdir().unwrap());
+    let mut watched = Watched::unscanned(|root| {
+        for name in &names {
+            fs::create_dir_all(root.join(format!("real-{name}/d/deep"))).unwrap();
+            fs::create_dir(root.join(format!("bound-{name}"))).unwrap();
+            let real = if name == "0" { "real-0".into() } else { format!("real-{name}/d") };
+            mounts.push(Bind::new(&root.join(real), &root.join(format!("bound-{name}"))));
+            // Mounted at both, it is mirrored at the lesser path.
+            fs::create_dir(outside.path().join(name)).unwrap();
+            for place in ["one", "two"] {
+                let place = root.join(format!("{place}-{name}"));
+                fs::create_dir(&place).unwrap();
+                mounts.push(Bind::new(&outside.path().join(name), &place));
+            }
+        }
+    });
+    if let Some(Err(error)) = mounts.iter().find(|mount| mount.is_err()) {
+        return common::skip(&format!("no bind mounts: {error}"));
+    }
+    assert_eq!(watched.records(), Vec::<String>::new());
+    for name in &names {
+        fs::write(watched.at(&format!("real-{name}/d/deep/f")), "f").unwrap();
+        assert_eq!(watched.records(), [format!("content real-{name}/d/deep/f")]);
+        fs::write(outside.path().join(name).join("f"), "f").unwrap();
+        assert_eq!(watched.records(), [format!("content one-{name}/f")]);
+    }
 }
 
 fn has(records: &[String], wanted: &str) -> bool {

@@ -506,6 +506,35 @@ fn paths_longer_than_path_max() {
     pair.converge();
 }
 
+/// What the host's own security modules know of its files is theirs, which is said, and once.
+#[test]
+fn attributes_that_are_not_mirrored_are_named_once() {
+    if !need_root("attributes_that_are_not_mirrored_are_named_once") {
+        return;
+    }
+    let mut pair = live(|_| ());
+    for name in ["f", "g", "h"] {
+        write(pair.src.join(name), name);
+        let flags = XattrFlags::empty();
+        rustix::fs::setxattr(pair.src.join(name), "user.kept", b"1", flags).unwrap();
+        let set = rustix::fs::setxattr(pair.src.join(name), "security.mirror", b"1", flags);
+        if let Err(error) = set {
+            return common::skip(&format!("no security attributes: {error}"));
+        }
+    }
+    assert!(pair.source().wait_log("security.mirror is not mirrored", common::patience()));
+    let attribute = |name: &str, attribute: &str| {
+        let mut value = [0; 8];
+        rustix::fs::getxattr(pair.dst.join(name), attribute, &mut value).is_ok()
+    };
+    for name in ["f", "g", "h"] {
+        pair.wait_for("the attribute", || attribute(name, "user.kept"));
+        assert!(!attribute(name, "security.mirror"));
+    }
+    let log = pair.source.as_ref().unwrap().log();
+    assert_eq!(log.matches("security.mirror").count(), 1, "{log}");
+}
+
 /// A path that no message can hold is not mirrored, which is said, and everything else is.
 #[test]
 fn paths_too_long_for_any_message_are_left_out() {

@@ -76,6 +76,7 @@ fn overflow_sends_only_what_changed() {
     pair.converge();
     let sent = proxy.bytes().0 - before;
     assert!(sent < 2 << 20, "{sent} bytes after an overflow: that is a full resend");
+    assert!(pair.source().log().contains("the event queue overflowed"));
 }
 
 #[test]
@@ -305,6 +306,9 @@ fn vanished_root_is_not_a_deletion() {
     fs::rename(&away, &pair.src).unwrap();
     fs::write(pair.src.join("1/after"), "after").unwrap();
     pair.converge();
+    let log = pair.source().log();
+    assert!(log.contains("looking for what changed meanwhile"), "{log}");
+    assert!(!log.contains("overflow"), "nothing overflowed: {log}");
     pair.finish();
 }
 

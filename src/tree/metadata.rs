@@ -61,21 +61,36 @@ pub fn is_mirrored(name: &[u8]) -> bool {
         || name.starts_with(b"trusted.") && !name.starts_with(b"trusted.overlay.")
 }
 
-/// Reads the mirrored attributes of an open file or directory, sorted by name.
-pub fn read_xattrs(fd: impl AsFd) -> io::Result<Vec<Xattr>> {
+/// Reads the mirrored attributes of an open file or directory, sorted by name; `left_out` is
+/// called with the names of the others.
+///
+/// # Errors
+///
+/// What keeps the attributes from being read.
+pub fn read_xattrs(fd: impl AsFd, left_out: impl FnMut(&[u8])) -> io::Result<Vec<Xattr>> {
     let fd = fd.as_fd();
     read_with(
+        left_out,
         |buffer| rustix::fs::flistxattr(fd, buffer),
         |name, buffer| rustix::fs::fgetxattr(fd, name, buffer),
     )
 }
 
-/// Reads the mirrored attributes of the entry `name` itself, sorted by name.
-pub fn read_xattrs_at(directory: impl AsFd, name: &[u8]) -> io::Result<Vec<Xattr>> {
+/// As [`read_xattrs`], of the entry `name` itself.
+///
+/// # Errors
+///
+/// What keeps the attributes from being read.
+pub fn read_xattrs_at(
+    directory: impl AsFd,
+    name: &[u8],
+    left_out: impl FnMut(&[u8]),
+) -> io::Result<Vec<Xattr>> {
     let mut path = descriptor_path(directory.as_fd()).into_bytes();
     path.push(b'/');
     path.extend_from_slice(name);
     read_with(
+        left_out,
         |buffer| rustix::fs::llistxattr(&path[..], buffer),
         |name, buffer| rustix::fs::lgetxattr(&path[..], name, buffer),
     )
@@ -85,6 +100,7 @@ pub fn read_xattrs_at(directory: impl AsFd, name: &[u8]) -> io::Result<Vec<Xattr
 pub fn read_xattrs_handle(handle: impl AsFd) -> io::Result<Vec<Xattr>> {
     let path = descriptor_path(handle.as_fd());
     read_with(
+        |_| (),
         |buffer| rustix::fs::listxattr(&path[..], buffer),
         |name, buffer| rustix::fs::getxattr(&path[..], name, buffer),
     )
@@ -192,7 +208,7 @@ pub fn set_mtime_at(directory: impl AsFd, name: &[u8], mtime: Timestamp) -> io::
 /// Removes every mirrored attribute, such as an ACL that the parent's default made it inherit.
 pub fn clear_xattrs(fd: impl AsFd) -> io::Result<()> {
     let fd = fd.as_fd();
-    for xattr in read_xattrs(fd)? {
+    for xattr in read_xattrs(fd, |_| ())? {
         tolerate(fd, rustix::fs::fremovexattr(fd, &xattr.name[..]))?;
     }
     Ok(())
@@ -292,6 +308,7 @@ fn has_room(fd: BorrowedFd<'_>) -> bool {
 }
 
 fn read_with(
+    mut left_out: impl FnMut(&[u8]),
     mut list: impl FnMut(&mut [u8]) -> rustix::io::Result<usize>,
     mut get: impl FnMut(&[u8], &mut [u8]) -> rustix::io::Result<usize>,
 ) -> io::Result<Vec<Xattr>> {
@@ -310,7 +327,11 @@ fn read_with(
         Err(error) => return Err(error.into()),
     };
     let mut xattrs = Vec::new();
-    for name in names.split(|byte| *byte == 0).filter(|name| is_mirrored(name)) {
+    for name in names.split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
+        if !is_mirrored(name) {
+            left_out(name);
+            continue;
+        }
         let mut small = [0; 1024];
         let value = match get(name, &mut small) {
             Ok(length) => small[..length].to_vec(),

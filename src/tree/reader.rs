@@ -22,7 +22,16 @@ pub struct Reader {
     /// The directory that was opened last: entries of one directory come one after another.
     directory: Option<OpenDirectory>,
     list_buffer: Vec<MaybeUninit<u8>>,
+    /// Whether it was said that some attributes are not mirrored.
+    left_out_said: bool,
+    /// Called between the two halves of a look, so that tests can change the tree in that moment.
+    #[cfg(test)]
+    on_seen: Option<tests::Hook>,
 }
+
+/// Times that a path is looked at anew at once because something else is there than a moment
+/// before.
+const LOOKS_MAX: u32 = 8;
 
 #[derive(Debug)]
 struct OpenDirectory {
@@ -107,7 +116,14 @@ impl Stamp {
 impl Reader {
     /// Returns a reader of the tree below `root`.
     pub fn new(root: Root) -> Self {
-        Reader { root, directory: None, list_buffer: vec![MaybeUninit::uninit(); 64 << 10] }
+        Reader {
+            root,
+            directory: None,
+            list_buffer: vec![MaybeUninit::uninit(); 64 << 10],
+            left_out_said: false,
+            #[cfg(test)]
+            on_seen: None,
+        }
     }
 
     /// Returns the root.
@@ -125,12 +141,24 @@ impl Reader {
     ///
     /// # Errors
     ///
-    /// `EAGAIN` if it came or went this moment; else the system's, which never means that
-    /// nothing is there (I8).
+    /// What keeps the entry from being read. That it comes or goes meanwhile does not, unless it
+    /// does so again and again.
     pub fn look(&mut self, path: &TreePath, open: bool) -> io::Result<Seen> {
+        for _ in 0..LOOKS_MAX {
+            if let Some(seen) = self.look_once(path, open)? {
+                return Ok(seen);
+            }
+            self.forget();
+        }
+        Err(io::Error::other("it comes and goes faster than it can be read"))
+    }
+
+    /// Returns `None` if something else is there than a moment before.
+    fn look_once(&mut self, path: &TreePath, open: bool) -> io::Result<Option<Seen>> {
         let Some((parent, name)) = path.split_bytes() else {
             let fd = self.root.open_directory(path)?;
-            return self.opened_directory(fd, None).map(Seen::Entry);
+            let left_out = say_left_out(&mut self.left_out_said, path);
+            return opened_directory(fd, None, left_out).map(|opened| Some(Seen::Entry(opened)));
         };
         if let Err(error) = self.enter(parent) {
             if is_absent(&error) {
@@ -142,57 +170,37 @@ impl Reader {
         let holder = Some(directory.holder);
         let stat = match stat_at(&directory.fd, name) {
             Ok(stat) => stat,
-            Err(Errno::NOENT) => return Ok(Seen::Absent { path: path.clone(), holder }),
+            Err(Errno::NOENT) => return Ok(Some(Seen::Absent { path: path.clone(), holder })),
             Err(error) => return Err(error.into()),
         };
-        let file_type = FileType::from_raw_mode(stat.stx_mode.into());
-        if file_type == FileType::Directory {
-            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW;
-            let fd = open_beneath(directory.fd.as_fd(), name, flags)?;
-            return self.opened_directory(fd, holder).map(Seen::Entry);
+        #[cfg(test)]
+        if let Some(hook) = &mut self.on_seen {
+            hook.call();
         }
-        let file = match file_type {
-            FileType::RegularFile if open => Some(open_quietly(directory.fd.as_fd(), name)?),
-            _ => None,
-        };
-        // The status from before the content is read: what it is compared with afterwards.
-        let stat = match &file {
-            Some(file) => stat_fd(file)?,
-            None => stat,
-        };
-        let xattrs = match &file {
-            Some(file) => read_xattrs(file)?,
-            None => read_xattrs_at(directory.fd.as_fd(), name)?,
-        };
-        let kind = entry_kind(&stat, || {
-            let name = OsStr::from_bytes(name);
-            Ok(rustix::fs::readlinkat(&directory.fd, name, Vec::new())?.into_bytes())
-        })?;
-        let has_holes = match (&kind, &file) {
-            (Kind::Regular { size }, Some(file)) => has_holes(&stat, *size, file)?,
-            _ => false,
-        };
-        Ok(Seen::Entry(Box::new(Opened {
-            entry: Entry { kind, metadata: metadata(&stat, xattrs) },
-            identity: identity_of(&stat),
-            ctime: timestamp(stat.stx_ctime),
-            links: stat.stx_nlink,
-            has_holes,
-            holder,
-            file,
-            stamp: Stamp::of(&stat),
-        })))
+        let left_out = say_left_out(&mut self.left_out_said, path);
+        match opened_entry(directory, name, stat, open, left_out) {
+            Ok(opened) => Ok(Some(Seen::Entry(opened))),
+            Err(error) => match stat_at(&directory.fd, name) {
+                // Not by its inode alone: the number of one that went is given to the next.
+                Ok(now) if (Stamp::of(&now), now.stx_mode) != (Stamp::of(&stat), stat.stx_mode) => {
+                    Ok(None)
+                }
+                Err(Errno::NOENT) => Ok(None),
+                _ => Err(error),
+            },
+        }
     }
 
-    /// Lists an opened directory: names, sorted, with whether each is a directory.
+    /// Lists an opened directory: names, sorted, with whether each is a directory. `None` if it
+    /// was removed since it was opened.
     ///
     /// # Errors
     ///
-    /// The system's; then nothing is known of the names.
-    pub fn list(&mut self, opened: &Opened) -> io::Result<Vec<(Name, bool)>> {
+    /// What keeps the directory from being read.
+    pub fn list(&mut self, opened: &Opened) -> io::Result<Option<Vec<(Name, bool)>>> {
         let file = opened.file.as_ref().ok_or(Errno::NOTDIR)?;
         let mut names = Vec::new();
-        list_directory(file, &mut self.list_buffer, |name, file_type| {
+        let listed = list_directory(file, &mut self.list_buffer, |name, file_type| {
             let is_directory = match file_type {
                 FileType::Unknown => stat_at(file, name).is_ok_and(|stat| {
                     FileType::from_raw_mode(stat.stx_mode.into()) == FileType::Directory
@@ -201,9 +209,13 @@ impl Reader {
             };
             names.push((name.to_vec(), is_directory));
             Ok(())
-        })?;
+        });
+        match listed {
+            Err(error) if is_absent(&error) => return Ok(None),
+            listed => listed?,
+        }
         names.sort_unstable();
-        Ok(names)
+        Ok(Some(names))
     }
 
     fn enter(&mut self, path: &[u8]) -> io::Result<()> {
@@ -217,8 +229,8 @@ impl Reader {
         Ok(())
     }
 
-    /// Finds the topmost directory of `path` that is missing.
-    fn first_missing(&mut self, path: &TreePath) -> io::Result<Seen> {
+    /// Finds the topmost directory of `path` that is missing; `None` if none is, or no more.
+    fn first_missing(&mut self, path: &TreePath) -> io::Result<Option<Seen>> {
         let mut ancestors: Vec<&[u8]> = path.self_and_ancestors().collect();
         ancestors.pop(); // The root.
         for ancestor in ancestors.into_iter().rev() {
@@ -226,38 +238,22 @@ impl Reader {
             let Some((parent, name)) = ancestor.split_bytes() else { continue };
             match self.enter(parent) {
                 Ok(()) => {}
-                // It vanished this moment; an event tells, and all is read again.
-                Err(error) if is_absent(&error) => return Err(Errno::AGAIN.into()),
+                Err(error) if is_absent(&error) => return Ok(None),
                 Err(error) => return Err(error),
             }
-            let Some(directory) = &self.directory else { return Err(Errno::AGAIN.into()) };
+            let Some(directory) = &self.directory else { return Ok(None) };
             let holder = Some(directory.holder);
             let is_directory = match stat_at(&directory.fd, name) {
                 Ok(stat) => FileType::from_raw_mode(stat.stx_mode.into()) == FileType::Directory,
-                Err(Errno::NOENT) => return Ok(Seen::Absent { path: ancestor, holder }),
+                Err(Errno::NOENT) => return Ok(Some(Seen::Absent { path: ancestor, holder })),
                 Err(error) => return Err(error.into()),
             };
             if !is_directory {
                 // What stands in the way has a record of its own; below it nothing can be.
-                return Ok(Seen::Absent { path: path.clone(), holder: None });
+                return Ok(Some(Seen::Absent { path: path.clone(), holder: None }));
             }
         }
-        Err(Errno::AGAIN.into()) // It appeared this moment.
-    }
-
-    fn opened_directory(&self, fd: OwnedFd, holder: Option<Holder>) -> io::Result<Box<Opened>> {
-        let stat = stat_fd(&fd)?;
-        let xattrs = read_xattrs(&fd)?;
-        Ok(Box::new(Opened {
-            entry: Entry { kind: Kind::Directory, metadata: metadata(&stat, xattrs) },
-            identity: identity_of(&stat),
-            ctime: timestamp(stat.stx_ctime),
-            links: 1,
-            has_holes: false,
-            holder,
-            file: Some(fd),
-            stamp: Stamp::of(&stat),
-        }))
+        Ok(None)
     }
 }
 
@@ -457,11 +453,93 @@ fn append(
     Ok(is_whole)
 }
 
+/// Returns what says, the first time, that an attribute of the entry at `path` is not mirrored:
+/// where a host's security module has one on each file, once must do.
+fn say_left_out<'a>(said: &'a mut bool, path: &'a TreePath) -> impl FnMut(&[u8]) + 'a {
+    move |name| {
+        if !std::mem::replace(said, true) {
+            tracing::warn!(
+                "{path}: the extended attribute {} is not mirrored, nor are others of a host's \
+                 security modules and file systems; this is said once",
+                name.escape_ascii()
+            );
+        }
+    }
+}
+
+/// Opens the entry `name` of a directory, which has the status `stat`, and reads its attributes.
+fn opened_entry(
+    directory: &OpenDirectory,
+    name: &[u8],
+    stat: Statx,
+    open: bool,
+    left_out: impl FnMut(&[u8]),
+) -> io::Result<Box<Opened>> {
+    let holder = Some(directory.holder);
+    let file_type = FileType::from_raw_mode(stat.stx_mode.into());
+    if file_type == FileType::Directory {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW;
+        let fd = open_beneath(directory.fd.as_fd(), name, flags)?;
+        return opened_directory(fd, holder, left_out);
+    }
+    let file = match file_type {
+        FileType::RegularFile if open => Some(open_quietly(directory.fd.as_fd(), name)?),
+        _ => None,
+    };
+    // The status from before the content is read: what it is compared with afterwards.
+    let stat = match &file {
+        Some(file) => stat_fd(file)?,
+        None => stat,
+    };
+    let xattrs = match &file {
+        Some(file) => read_xattrs(file, left_out)?,
+        None => read_xattrs_at(directory.fd.as_fd(), name, left_out)?,
+    };
+    let kind = entry_kind(&stat, || {
+        let name = OsStr::from_bytes(name);
+        Ok(rustix::fs::readlinkat(&directory.fd, name, Vec::new())?.into_bytes())
+    })?;
+    let has_holes = match (&kind, &file) {
+        (Kind::Regular { size }, Some(file)) => has_holes(&stat, *size, file)?,
+        _ => false,
+    };
+    Ok(Box::new(Opened {
+        entry: Entry { kind, metadata: metadata(&stat, xattrs) },
+        identity: identity_of(&stat),
+        ctime: timestamp(stat.stx_ctime),
+        links: stat.stx_nlink,
+        has_holes,
+        holder,
+        file,
+        stamp: Stamp::of(&stat),
+    }))
+}
+
+fn opened_directory(
+    fd: OwnedFd,
+    holder: Option<Holder>,
+    left_out: impl FnMut(&[u8]),
+) -> io::Result<Box<Opened>> {
+    let stat = stat_fd(&fd)?;
+    let xattrs = read_xattrs(&fd, left_out)?;
+    Ok(Box::new(Opened {
+        entry: Entry { kind: Kind::Directory, metadata: metadata(&stat, xattrs) },
+        identity: identity_of(&stat),
+        ctime: timestamp(stat.stx_ctime),
+        links: 1,
+        has_holes: false,
+        holder,
+        file: Some(fd),
+        stamp: Stamp::of(&stat),
+    }))
+}
+
 /// Calls `each` with every name of a directory but `.` and `..`.
 ///
 /// # Errors
 ///
-/// The system's, or the first of `each`, with which the listing ends.
+/// What `each` returns, and what keeps the directory from being read; that nothing is there, if
+/// it was removed since it was opened.
 pub fn list_directory(
     fd: impl AsFd,
     buffer: &mut [MaybeUninit<u8>],
@@ -550,3 +628,6 @@ fn metadata(stat: &Statx, xattrs: Vec<crate::model::Xattr>) -> Metadata {
         xattrs,
     }
 }
+
+#[cfg(test)]
+mod tests;

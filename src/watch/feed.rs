@@ -34,7 +34,7 @@ impl Feed for Watch {
             && !self.searches_links()
             && self.events.is_empty()
             && self.created.is_empty()
-            && !self.overflowed
+            && !self.events_lost
             && self.recovery.is_none()
     }
 
@@ -43,7 +43,7 @@ impl Feed for Watch {
         if let Some(due) = self.unsettled.next_due() {
             next = next.min(due);
         }
-        if self.recovery.is_some() || self.overflowed {
+        if self.recovery.is_some() || self.events_lost {
             next = self.started; // There is work now.
         } else if let Some(half) = self.halves.front() {
             next = next.min(half.since + PAIR_WAIT);
@@ -155,8 +155,12 @@ impl Feed for Watch {
         let reason = match self.root.is_in_place() {
             Ok(true) => {
                 if std::mem::take(&mut self.root_lost) {
-                    tracing::info!("{}: the tree is back in its place", self.root.path().display());
-                    self.overflowed = true; // It may have been changed elsewhere: look for that.
+                    // It may have been changed where nothing is reported, as on another host.
+                    self.events_lost = true;
+                    tracing::info!(
+                        "{}: the tree is back in its place; looking for what changed meanwhile",
+                        self.root.path().display()
+                    );
                 }
                 return None;
             }

@@ -3,6 +3,8 @@
 
 use std::time::Instant;
 
+use rustix::fs::{Statx, StatxAttributes};
+
 use super::nodes::{NodeId, Place, ROOT};
 use super::scan::Look;
 use super::{Event, HELD_INTERVAL, Watch};
@@ -52,11 +54,26 @@ impl Watch {
         own != *place && (first == ROOT || self.identity_at(&own) == Some(node.identity))
     }
 
+    /// Returns whether a directory with the status `stat` is to be mirrored at `place`, and not at
+    /// the one where `first` is known: rather where nothing is mounted. Listings have no order, so
+    /// that the first scan prefers the lesser of two paths; what is mirrored already stays so.
+    pub(super) fn is_better_place(&self, place: &Place, stat: &Statx, first: NodeId) -> bool {
+        let Some(node) = self.nodes.get(first).filter(|_| first != ROOT) else { return false };
+        let own = Place { directory: node.parent, name: node.name.to_vec() };
+        let Some(own_stat) = self.stat_of(&own) else { return false };
+        let is_mounted = |stat: &Statx| stat.stx_attributes.contains(StatxAttributes::MOUNT_ROOT);
+        match (is_mounted(stat), is_mounted(&own_stat)) {
+            (false, true) => true,
+            (true, false) => false,
+            _ => !self.journals && self.path_of(place) < self.path_of(&own),
+        }
+    }
+
     /// Returns whether a rename came in since the events were last handled, by which one
     /// directory may have been seen at two places.
     pub(super) fn may_have_moved(&mut self) -> bool {
         self.read_events();
-        self.overflowed || self.events.iter().any(Event::moves_directory)
+        self.events_lost || self.events.iter().any(Event::moves_directory)
     }
 
     /// Holds the second of two places of one directory. Only the first one is mirrored, and has

@@ -8,9 +8,9 @@ use std::collections::BTreeMap;
 
 use rustc_hash::FxHashMap;
 
+use super::ghosts::Ghosts;
 use super::nodes::{NodeId, Place};
-use crate::model::Identity;
-use crate::model::Name;
+use crate::model::{Identity, Name, Timestamp};
 
 /// The names of every multiply linked file, as far as they are known.
 #[derive(Debug, Default)]
@@ -19,9 +19,7 @@ pub(super) struct Links {
     by_place: BTreeMap<Place, (Identity, Age)>,
     /// The least and the greatest age that were given.
     ages: (Age, Age),
-    /// Names that went while others stayed. A program that has the file open by one of them goes
-    /// on writing, and its events bear that name.
-    ghosts: BTreeMap<Place, Identity>,
+    ghosts: Ghosts,
 }
 
 /// Orders the names of a file: what was there before is less.
@@ -38,9 +36,6 @@ struct Group {
     /// names may be outside of the tree, and are not searched for again.
     searched: (u32, usize),
 }
-
-/// Most names that went and are remembered.
-const GHOSTS_MAX: usize = 4096;
 
 impl Links {
     /// Notes that `place` is a name of `identity`, which has `count` names. Returns whether
@@ -62,7 +57,8 @@ impl Links {
         if self.by_place.get(place).is_some_and(|(known, _)| *known != identity) {
             self.remove(place);
         }
-        if count < 2 {
+        // The one name that is left may be written to by another that went.
+        if count < 2 && !self.ghosts.has(identity) {
             self.remove(place);
             return false;
         }
@@ -94,9 +90,9 @@ impl Links {
         self.by_place.get(place).into_iter().flat_map(|(identity, _)| self.places(*identity))
     }
 
-    /// Returns the names that are left of a file that had `place` as one of several.
+    /// Returns one of the names that are left of each file that had `place` as one of several.
     pub fn left_of(&self, place: &Place) -> impl Iterator<Item = &Place> {
-        self.ghosts.get(place).into_iter().flat_map(|identity| self.places(*identity))
+        self.ghosts.files_at(place).filter_map(|identity| self.places(identity).next())
     }
 
     /// Returns all known names of a file, the oldest first.
@@ -113,10 +109,7 @@ impl Links {
         if group.places.is_empty() {
             self.groups.remove(&identity);
         } else {
-            if self.ghosts.len() >= GHOSTS_MAX {
-                self.ghosts.clear();
-            }
-            self.ghosts.insert(place.clone(), identity);
+            self.ghosts.insert(place, identity);
         }
     }
 
@@ -138,8 +131,9 @@ impl Links {
         }
     }
 
-    /// Forgets every name in a directory that is gone.
-    pub fn forget_directory(&mut self, gone: NodeId) {
+    /// Forgets every name in a directory that is gone, of which events tell nothing since a
+    /// moment.
+    pub fn forget_directory(&mut self, gone: NodeId, identity: Identity, since: Timestamp) {
         let first = Place { directory: gone, name: Name::new() };
         let places: Vec<Place> = self
             .by_place
@@ -151,6 +145,19 @@ impl Links {
         for place in &places {
             self.remove(place);
         }
+        self.ghosts.directory_goes(gone, identity, since);
+    }
+
+    /// Notes that a directory is watched as `node`. If it is one that was gone, returns since
+    /// when, and a name of each file that may have been written to meanwhile by a name in it.
+    pub fn directory_comes(
+        &mut self,
+        node: NodeId,
+        identity: Identity,
+    ) -> Option<(Timestamp, Vec<Place>)> {
+        let (since, files) = self.ghosts.directory_comes(node, identity)?;
+        let left = files.into_iter().filter_map(|file| self.places(file).next().cloned());
+        Some((since, left.collect()))
     }
 
     /// Takes a name away that [`Links::put`] brings back elsewhere.

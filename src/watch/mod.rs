@@ -16,6 +16,7 @@
 
 mod events;
 mod feed;
+mod ghosts;
 mod held;
 mod link_search;
 mod links;
@@ -105,6 +106,9 @@ pub struct Watch {
     list_buffer: Vec<MaybeUninit<u8>>,
     /// Read and not handled yet.
     events: VecDeque<Event>,
+    /// Whether events were lost, so that the tree must be looked through.
+    events_lost: bool,
+    /// Whether that is because the kernel's queue overflowed, and was not said yet.
     overflowed: bool,
     /// How often the queue was read to its end.
     drains: u64,
@@ -175,6 +179,7 @@ impl Watch {
             event_buffer: vec![0; 64 << 10],
             list_buffer: vec![MaybeUninit::uninit(); 64 << 10],
             events: VecDeque::new(),
+            events_lost: false,
             overflowed: false,
             drains: 0,
             recovery: None,
@@ -236,7 +241,7 @@ impl Watch {
     pub fn lose_events(&mut self) {
         self.read_events();
         self.events.clear();
-        self.overflowed = true;
+        self.events_lost = true;
     }
 
     /// Reads what inotify has, until there is nothing more.
@@ -255,7 +260,7 @@ impl Watch {
                             }),
                         };
                         if event.mask.contains(EventMask::Q_OVERFLOW) {
-                            self.overflowed = true;
+                            (self.events_lost, self.overflowed) = (true, true);
                         } else if !repeats_last(&self.events, &event) {
                             self.events.push_back(event);
                         }
@@ -267,7 +272,7 @@ impl Watch {
                     // Nothing is known any more of what happens: as after an overflow, all is
                     // looked through.
                     tracing::error!("reading inotify events: {error}; looking through the tree");
-                    self.overflowed = true;
+                    self.events_lost = true;
                     return;
                 }
             }
@@ -282,7 +287,7 @@ impl Watch {
         loop {
             let drained = wall_clock();
             self.read_events();
-            if self.overflowed {
+            if self.events_lost {
                 self.begin_recovery();
             }
             if let Some(recovery) = self.recovery.take() {
@@ -365,11 +370,18 @@ impl Watch {
     /// Notes that something wrote to a file by the name `place`, which may be gone since.
     fn dirty_written(&mut self, place: &Place, what: What) {
         self.dirty_place(place, what);
-        let Some(left) = self.links.left_of(place).next().cloned() else { return };
+        self.dirty_left(place, what);
+    }
+
+    /// As [`Watch::dirty_written`], for the files only that had the name `place` once.
+    fn dirty_left(&mut self, place: &Place, what: What) {
+        let left: Vec<Place> = self.links.left_of(place).cloned().collect();
         // Or it was a new file of that name: then the old one was not written to just now.
         let just_now = wall_clock().earlier_by_seconds(GHOST_SECONDS);
-        if self.stat_of(&left).is_some_and(|stat| timestamp(stat.stx_mtime) >= just_now) {
-            self.dirty_place(&left, what);
+        for left in left {
+            if self.stat_of(&left).is_some_and(|stat| timestamp(stat.stx_mtime) >= just_now) {
+                self.dirty_place(&left, what);
+            }
         }
     }
 
@@ -380,6 +392,7 @@ impl Watch {
         for path in others.iter().filter_map(|other| self.path_of(other)).collect::<Vec<_>>() {
             self.dirty(path, What::CONTENT);
         }
+        self.dirty_left(place, What::CONTENT);
     }
 
     /// Notes that the entry at `place` changed, and with a multiply linked file all its names.
@@ -473,15 +486,15 @@ impl Watch {
             // It fails if the directory is gone, and its watch with it.
             let _ = self.inotify.watches().remove(watch);
         }
-        let gone = FxHashSet::from_iter(gone);
-        for place in self.unsettled.forget_directories(&gone) {
+        let ids = gone.iter().map(|(id, _)| *id).collect();
+        for place in self.unsettled.forget_directories(&ids) {
             self.others_changed(&place);
         }
-        for id in &gone {
-            self.held.remove(id);
-            self.unwatched.remove(id);
-            self.unread.remove(id);
-            self.links.forget_directory(*id);
+        for (id, identity) in gone {
+            self.held.remove(&id);
+            self.unwatched.remove(&id);
+            self.unread.remove(&id);
+            self.links.forget_directory(id, identity, self.clock);
         }
     }
 }

@@ -182,8 +182,8 @@ impl Nodes {
     }
 
     /// Forgets a directory and all below it. Returns the watches that must be removed and the
-    /// nodes that are gone.
-    pub fn remove(&mut self, id: NodeId) -> (Vec<WatchDescriptor>, Vec<NodeId>) {
+    /// directories that are gone.
+    pub fn remove(&mut self, id: NodeId) -> (Vec<WatchDescriptor>, Vec<(NodeId, Identity)>) {
         assert!(id != ROOT);
         let (mut watches, mut gone) = (Vec::new(), Vec::new());
         if let Some((parent, name)) = self.get(id).map(|node| (node.parent, node.name.clone()))
@@ -200,7 +200,7 @@ impl Nodes {
                 self.by_watch.remove(&watch.get_watch_descriptor_id());
                 watches.push(watch);
             }
-            gone.push(id);
+            gone.push((id, node.identity));
         }
         (watches, gone)
     }

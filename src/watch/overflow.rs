@@ -1,4 +1,5 @@
-//! After the event queue overflowed: looking for what changed, and only for that.
+//! After events were lost, as when their queue overflowed: looking for what changed, and only for
+//! that.
 
 use std::time::{Duration, Instant};
 
@@ -49,15 +50,16 @@ impl Watch {
         // A look through the tree that was not at its end goes back further.
         let since = self.sweeps.iter().map(|(_, since)| *since).fold(self.clock, Timestamp::min);
         let since = self.recovery.as_ref().map_or(since, |recovery| since.min(recovery.since));
-        self.overflowed = false;
+        self.events_lost = false;
         self.events.clear();
         self.looks.retain(|look| matches!(look, Look::Root));
         self.sweeps.clear();
+        let overflowed = std::mem::take(&mut self.overflowed);
         let attempts = match &self.recovery {
             Some(recovery) => recovery.attempts + 1,
             None => {
                 let now = Instant::now();
-                if self.overflow_said.is_none_or(|said| now >= said + SAID_INTERVAL) {
+                if overflowed && self.overflow_said.is_none_or(|said| now >= said + SAID_INTERVAL) {
                     self.overflow_said = Some(now);
                     tracing::warn!(
                         "{}: the event queue overflowed; looking for what changed (if this \
@@ -89,16 +91,16 @@ impl Watch {
             }
         }
         self.read_events();
-        let untrue = self.overflowed || self.events.iter().any(Event::moves_directory);
+        let untrue = self.events_lost || self.events.iter().any(Event::moves_directory);
         self.events.clear();
         if untrue && recovery.attempts < ATTEMPTS_MAX {
             self.recovery = Some(recovery);
             self.begin_recovery();
         } else if !recovery.pending.is_empty() {
-            self.overflowed = false;
+            self.events_lost = false;
             self.recovery = Some(recovery);
         } else {
-            self.overflowed = false;
+            self.events_lost = false;
             self.agree_with(&recovery);
             self.sweeps.clear();
             self.sweeps.extend(self.nodes.ids().map(|id| (id, recovery.since)));

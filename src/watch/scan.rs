@@ -99,11 +99,13 @@ impl Watch {
         let first = elsewhere.filter(|first| self.is_also_in_place(*first, &place));
         if let Some(first) = first {
             if self.may_have_moved() {
-                self.looks.push(look);
-            } else {
-                self.hold_alias(place, first);
+                return self.looks.push(look);
             }
-            return;
+            if !self.is_better_place(&place, &stat, first) {
+                return self.hold_alias(place, first);
+            }
+            // It is known from here on, and the other place is held when it is looked at.
+            self.look_again(first);
         }
         self.aliases.remove(&place);
         if let Some(node) = node
@@ -177,7 +179,7 @@ impl Watch {
 
     /// Watches and lists a directory that is new: the root, or `name` in `parent`. What is in
     /// it becomes dirty, and is looked at in turn.
-    fn discover(
+    pub(super) fn discover(
         &mut self,
         parent: NodeId,
         name: Option<&[u8]>,
@@ -203,7 +205,7 @@ impl Watch {
         }
         let before = self.events.len();
         self.read_events();
-        if self.overflowed || self.events.iter().skip(before).any(Event::moves_directory) {
+        if self.events_lost || self.events.iter().skip(before).any(Event::moves_directory) {
             // It may not be where it was listed. Its watch goes, and it is looked at again.
             if let Ok(watch) = watch
                 && self.nodes.by_watch(watch.get_watch_descriptor_id()).is_none()
@@ -223,8 +225,10 @@ impl Watch {
         }
         let Some(path) = self.nodes.path(id) else { return };
         self.dirty(path.clone(), What::CONTENT);
-        if let Err(error) = listed {
-            // All that is in it is new.
+        if let Err(error) = listed
+            && !is_absent(&error)
+        {
+            // All that is in it is new. If it was removed meanwhile, an event tells.
             self.miss_changes(id, Timestamp::default(), false, &path, &error);
         }
         let mut directories = Vec::new();
@@ -237,12 +241,18 @@ impl Watch {
                 directories.push(Look::At(place));
                 continue;
             }
-            if stat.stx_nlink > 1 {
-                self.links.note(&place, identity_of(&stat), stat.stx_nlink);
-            }
+            self.links.note(&place, identity_of(&stat), stat.stx_nlink);
             self.dirty(path.join(&place.name), What::CONTENT);
         }
         self.looks.extend(directories.into_iter().rev());
+        if let Some((since, left)) = self.links.directory_comes(id, identity) {
+            let since = since.earlier_by_seconds(CLOCK_SLACK_SECONDS);
+            for left in left {
+                if self.stat_of(&left).is_some_and(|stat| timestamp(stat.stx_ctime) >= since) {
+                    self.dirty_place(&left, What::CONTENT);
+                }
+            }
+        }
     }
 
     pub(super) fn add_watch(&mut self, fd: &OwnedFd) -> io::Result<WatchDescriptor> {
@@ -325,8 +335,10 @@ impl Watch {
             Ok(())
         });
         self.list_buffer = buffer;
-        if let Err(error) = listed {
-            return self.miss_changes(id, unknown_since, was_missed, &path, &error);
+        match listed {
+            Ok(()) => {}
+            Err(error) if is_absent(&error) => return self.look_again(id),
+            Err(error) => return self.miss_changes(id, unknown_since, was_missed, &path, &error),
         }
         for name in unread {
             // Who reads it, or looks at it if it is a directory, meets the error and comes again.
@@ -347,7 +359,7 @@ impl Watch {
         // their number.
         let mut told = FxHashSet::default();
         for (name, stat) in &found {
-            if stat.stx_nlink > 1 && timestamp(stat.stx_ctime) >= since && !is_directory(stat) {
+            if timestamp(stat.stx_ctime) >= since && !is_directory(stat) {
                 let place = Place { directory: id, name: name.clone() };
                 if !is_reserved(&place) {
                     self.links.note(&place, identity_of(stat), stat.stx_nlink);

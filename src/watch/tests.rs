@@ -174,6 +174,21 @@ fn what_cannot_be_read_after_an_overflow_is_not_gone() {
 }
 
 #[test]
+fn what_is_removed_before_it_is_listed_is_gone_and_not_unreadable() {
+    let mut fixture = Fixture::new(&["d"]);
+    fs::create_dir(fixture.at("e")).unwrap();
+    let opened = fixture.watch.root.open_directory(&path("e")).unwrap();
+    let identity = crate::tree::root::identity_of(&crate::tree::root::stat_fd(&opened).unwrap());
+    let place = Place { directory: ROOT, name: b"e".to_vec() };
+    fs::remove_dir(fixture.at("e")).unwrap();
+    fixture.watch.discover(ROOT, Some(b"e"), opened, identity, Look::At(place));
+    assert!(!fixture.watch.misses(), "it is looked at again and again");
+    assert!(fixture.watch.unwatched.is_empty());
+    assert!(fixture.changes().contains(&content("e")));
+    assert_eq!(fixture.watch.nodes.at(b"e"), None);
+}
+
+#[test]
 fn what_could_not_be_looked_through_is_when_it_can_be_read() {
     without_privileges();
     // The event that it can be read comes, or something else was in the way.
@@ -272,6 +287,71 @@ fn what_cannot_be_watched_when_its_file_system_is_back_is_known_as_unwatched() {
     }
     fs::write(fixture.at("d/deep/f"), "watched").unwrap();
     assert!(fixture.changes().contains(&content("d/deep/f")));
+}
+
+/// What a directory is taken for changes when events do not tell what moved: it is dropped, and
+/// found anew. A write to a file by its name there, which went, is told under the others.
+#[test]
+fn a_write_by_a_name_that_went_is_told_whatever_became_of_its_directory() {
+    let exchange = |fixture: &Fixture, a: &str, b: &str| {
+        let (cwd, flags) = (rustix::fs::CWD, rustix::fs::RenameFlags::EXCHANGE);
+        rustix::fs::renameat_with(cwd, fixture.at(a), cwd, fixture.at(b), flags).unwrap();
+    };
+    type Move<'a> = &'a dyn Fn(&Fixture);
+    let moves: [(&str, Move<'_>); 4] = [
+        ("exchanged", &|fixture| exchange(fixture, "d", "e")),
+        ("exchanged with a file", &|fixture| exchange(fixture, "d", "e/deep/f")),
+        ("exchanged there and back", &|fixture| {
+            exchange(fixture, "d", "e");
+            exchange(fixture, "d", "e");
+        }),
+        ("moved out and in", &|fixture| {
+            for name in ["d", "e"] {
+                let outside = fixture.directory.path().join("outside");
+                fs::rename(fixture.at(name), &outside).unwrap();
+                fs::rename(&outside, fixture.at(&format!("{name}-in"))).unwrap();
+            }
+        }),
+    ];
+    let names = [("d/f", "x/g"), ("e/f", "x/g"), ("d/f", "e/g"), ("e/f", "d/g"), ("d/f", "d/g")];
+    for (moved, moves) in moves {
+        for ((opened, left), is_told) in names.into_iter().flat_map(|n| [(n, true), (n, false)]) {
+            let mut fixture = Fixture::new(&["d", "e", "e/deep", "x"]);
+            fs::hard_link(fixture.at(opened), fixture.at(left)).unwrap();
+            fixture.changes();
+            let mut file = fs::File::options().append(true).open(fixture.at(opened)).unwrap();
+            fs::remove_file(fixture.at(opened)).unwrap();
+            fixture.changes();
+            moves(&fixture);
+            if is_told {
+                fixture.changes();
+            }
+            std::io::Write::write_all(&mut file, b"more").unwrap();
+            drop(file);
+            let now_at = ["d", "e", "d-in", "e-in", "e/deep/f", "x"].map(|d| format!("{d}/g"));
+            let left = now_at.iter().find(|path| fixture.at(path).exists()).unwrap();
+            let changes = fixture.changes();
+            assert!(
+                changes.contains(&content(left)),
+                "{moved}, written by {opened}: {left} is not in {changes:?}"
+            );
+        }
+    }
+}
+
+/// The burst of writes is over for the name that went, and not for the file.
+#[test]
+fn a_write_by_a_name_that_went_is_told_if_another_file_takes_the_name() {
+    let mut fixture = Fixture::new(&["d", "e"]);
+    fs::hard_link(fixture.at("d/f"), fixture.at("e/g")).unwrap();
+    fixture.changes();
+    let mut file = fs::File::options().append(true).open(fixture.at("d/f")).unwrap();
+    fs::remove_file(fixture.at("d/f")).unwrap();
+    fixture.changes();
+    std::io::Write::write_all(&mut file, b"more").unwrap();
+    std::os::unix::fs::symlink("another", fixture.at("d/f")).unwrap();
+    let changes = fixture.changes();
+    assert!(changes.contains(&content("e/g")), "{changes:?}");
 }
 
 /// vfat, exFAT, NTFS and FUSE have longer names than a message may hold.

@@ -95,14 +95,9 @@ impl Batch {
                 Ok(None) => sender.defer(job),
                 Err(error) => {
                     self.take_back(&ranges);
-                    let mut done = BatchJob::used(job);
-                    if error.raw_os_error() == Some(rustix::io::Errno::AGAIN.raw_os_error()) {
-                        done.outcome = Outcome::Again; // It came or went this moment.
-                    } else {
-                        done.outcome = Outcome::Dropped;
-                        problems.note(path, &error, Instant::now());
-                    }
-                    self.jobs.push(done);
+                    problems.note(path, &error, Instant::now());
+                    let outcome = Outcome::Dropped;
+                    self.jobs.push(BatchJob { outcome, ..BatchJob::used(job) });
                     self.ranges.push(Vec::new());
                     self.places.push(Vec::new());
                     self.has_content.push(false);

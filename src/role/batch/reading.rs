@@ -64,7 +64,13 @@ impl<F: Feed> Reading<'_, F> {
                 return self.commit(job, stage, *opened).map(Some);
             }
             if opened.entry.is_directory() {
-                return self.directory(job, *opened).map(Some);
+                let wants_names = job.what.covers(What::CONTENT);
+                let listed = if wants_names { self.reader.list(&opened)? } else { None };
+                if wants_names && listed.is_none() && attempt < READ_ATTEMPTS_MAX {
+                    self.reader.forget();
+                    continue;
+                }
+                return self.directory(job, *opened, listed).map(Some);
             }
             let most = self.sender.links_max(&job, opened.identity);
             let links = self.links(&job, &opened, most);
@@ -162,16 +168,18 @@ impl<F: Feed> Reading<'_, F> {
         Ok(true)
     }
 
-    fn directory(&mut self, job: Job, opened: Opened) -> io::Result<BatchJob> {
+    fn directory(
+        &mut self,
+        job: Job,
+        opened: Opened,
+        listed: Option<Vec<(Name, bool)>>,
+    ) -> io::Result<BatchJob> {
         // A directory that the feed does not know, or knows as another, is not the tree's.
         self.places.push((job.path.as_bytes().to_vec(), opened.identity));
         self.state(&job, &opened, Content::Keep, Vec::new())?;
         let done = BatchJob::used(job);
-        if !done.job.what.covers(What::CONTENT) {
-            return Ok(done);
-        }
+        let Some(mut listed) = listed else { return Ok(done) };
         let path = done.job.path.clone();
-        let mut listed = self.reader.list(&opened)?;
         if path.is_root() {
             listed.retain(|(name, _)| !path.join(name).is_reserved());
         }

@@ -28,7 +28,7 @@ fn observed(fixture: &Fixture, at: &str) -> Entry {
     let kind = crate::tree::metadata::entry_kind(&stat, target).unwrap();
     let mtime = crate::tree::metadata::timestamp(stat.stx_mtime);
     let mode = crate::tree::metadata::mode_bits(&stat);
-    let xattrs = crate::tree::metadata::read_xattrs_at(root, at.as_bytes()).unwrap();
+    let xattrs = crate::tree::metadata::read_xattrs_at(root, at.as_bytes(), |_| ()).unwrap();
     let metadata = Metadata { mode, uid: stat.stx_uid, gid: stat.stx_gid, mtime, xattrs };
     Entry { kind, metadata }
 }

@@ -180,7 +180,7 @@ fn xattr(name: &str, value: &[u8]) -> Xattr {
 }
 
 fn xattrs_of(path: &Path) -> Vec<Xattr> {
-    crate::tree::metadata::read_xattrs(std::fs::File::open(path).unwrap()).unwrap()
+    crate::tree::metadata::read_xattrs(std::fs::File::open(path).unwrap(), |_| ()).unwrap()
 }
 
 /// An ACL that gives user `uid` read permission besides `rw-r--r--`, as the kernel stores it.
