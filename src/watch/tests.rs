@@ -56,7 +56,8 @@ impl Fixture {
             while let Some(FeedEvent::Record(record)) = self.watch.poll_event() {
                 changes.push(record.change);
             }
-            if self.watch.is_settled() {
+            // States may be read while directories are still looked through for changes.
+            if self.watch.is_settled() && self.watch.sweeps.is_empty() {
                 return changes;
             }
             std::thread::sleep(Duration::from_millis(1));
