@@ -27,8 +27,16 @@ struct Toy {
     floods: Option<usize>,
     /// Fails with the next message.
     fails: bool,
+    /// How long each message takes.
+    takes: Duration,
+    /// When something is due, whatever comes in.
+    due_at: Option<Instant>,
     outgoing: BTreeMap<LinkId, VecDeque<Vec<u8>>>,
     received: Vec<Message>,
+    /// The moments that the messages were handed over as of.
+    received_at: Vec<Instant>,
+    /// How many messages there were when it was due.
+    received_when_due: Option<usize>,
     flooded_bytes: u64,
     closed: Vec<(Option<LinkId>, String)>,
     is_shut_down: bool,
@@ -64,9 +72,11 @@ impl Role for ToyRole {
         link: LinkId,
         frame: Frame<'_>,
         _: usize,
-        _: Instant,
+        now: Instant,
     ) -> Result<(), LinkError> {
         let mut toy = self.0.borrow_mut();
+        toy.received_at.push(now);
+        std::thread::sleep(toy.takes);
         let message = frame
             .message()
             .map_err(|error| LinkError::Refuse(Refusal::Protocol(error.to_string())))?;
@@ -111,12 +121,17 @@ impl Role for ToyRole {
 
     fn poll_timeout(&self) -> Option<Instant> {
         let toy = self.0.borrow();
-        if toy.connects && toy.upstream.is_none() { toy.retry_at } else { None }
+        let retry_at = toy.retry_at.filter(|_| toy.connects && toy.upstream.is_none());
+        retry_at.into_iter().chain(toy.due_at).min()
     }
 
-    fn handle_timeout(&mut self, _: Instant) -> Result<(), RoleError> {
+    fn handle_timeout(&mut self, now: Instant) -> Result<(), RoleError> {
+        let mut toy = self.0.borrow_mut();
         // Clears the deadline: the loop asks whether the upstream is wanted right after.
-        self.0.borrow_mut().retry_at = None;
+        toy.retry_at = None;
+        if toy.due_at.take_if(|due_at| *due_at <= now).is_some() {
+            toy.received_when_due = Some(toy.received.len());
+        }
         Ok(())
     }
 
@@ -409,6 +424,41 @@ fn one_role_that_fails_does_not_end_the_others() {
     echo_through(&mut event_loop, &client);
     event_loop.stopper().stop();
     assert_eq!(event_loop.run().unwrap_err().to_string(), "the toy is broken");
+}
+
+/// Else a peer would be taken for silent since before a frame that took long on a slow disk.
+#[test]
+fn each_frame_comes_with_its_own_moment() {
+    let mut event_loop = EventLoop::new().unwrap();
+    let (server, url) = echo_server(&mut event_loop, tcp());
+    let takes = Duration::from_millis(50);
+    server.0.borrow_mut().takes = takes;
+    let mut stream = connect(&url);
+    // In one piece, so that they are read together.
+    let frames: Vec<u8> =
+        (0..3).map(message).flat_map(|message| encode_message(&message)).collect();
+    stream.write_all(&frames).unwrap();
+    turn_until(&mut event_loop, || server.0.borrow().received.len() == 3);
+    let at = server.0.borrow().received_at.clone();
+    for pair in at.windows(2) {
+        assert!(pair[1] >= pair[0] + takes, "{:?} after the one before", pair[1] - pair[0]);
+    }
+}
+
+/// Else a process that was stopped would take its own standstill for its peers' silence.
+#[test]
+fn what_came_in_is_read_before_anything_is_due() {
+    let mut event_loop = EventLoop::new().unwrap();
+    let (server, url) = echo_server(&mut event_loop, tcp());
+    let mut stream = connect(&url);
+    stream.write_all(&encode_message(&message(0))).unwrap();
+    turn_until(&mut event_loop, || server.0.borrow().received.len() == 1);
+    // What is due becomes so, and the peer speaks, while the process stands still.
+    server.0.borrow_mut().due_at = Some(Instant::now());
+    stream.write_all(&encode_message(&message(1))).unwrap();
+    std::thread::sleep(Duration::from_millis(20));
+    turn_until(&mut event_loop, || server.0.borrow().received_when_due.is_some());
+    assert_eq!(server.0.borrow().received_when_due, Some(2));
 }
 
 #[test]
