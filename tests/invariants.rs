@@ -13,18 +13,20 @@
 
 mod common;
 
-use std::fs::{self, File};
+use std::fs::{self, File, Permissions};
 use std::io::Write as _;
-use std::os::unix::fs::symlink;
-use std::time::{Duration, SystemTime};
+use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::time::{Duration, Instant, SystemTime};
 
 use common::live::{Live, version};
+use common::operations::truncate_by_path;
 use common::world::with_frame;
 use mirror::model::TreePath;
-use mirror::model::limits::{FRAME_BYTES_MAX, WINDOW_BYTES_MAX};
+use mirror::model::limits::{FRAME_BYTES_MAX, TRANSFER_ATTEMPTS_MAX, WINDOW_BYTES_MAX};
+use mirror::role::Role as _;
 use mirror::tree::{Opened, Reader, Root, Seen};
 use mirror::watch::wall_clock;
-use mirror::wire::FrameKind;
+use mirror::wire::{FrameKind, Item};
 
 /// Waits until a change has another time than one before.
 fn tick() {
@@ -78,7 +80,6 @@ fn i3_what_changed_between_its_read_and_its_use_is_sent_again() {
 }
 
 #[test]
-
 fn i3_a_big_file_that_changed_on_its_way_is_sent_again() {
     change_after_so_many_drains(300_000);
 }
@@ -100,6 +101,31 @@ fn change_after_so_many_drains(size: usize) {
         println!("{size} bytes, {drains} drains before");
         live.settle();
     }
+}
+
+/// It is shortened as it is on its way, by path, so that no close follows. That it did is told
+/// before it ends.
+#[test]
+fn i3_a_big_file_that_changed_too_often_is_sent_once_more_when_it_rests() {
+    let mut live = Live::new(|_| {});
+    let path = live.src.join("f");
+    fs::write(&path, vec![1; 8_000_000]).unwrap();
+    // Each chunk finds another time of change, until it is sent as it is read.
+    let mut begun = 0;
+    for step in 0..20 {
+        fs::set_permissions(&path, Permissions::from_mode(0o600 + step)).unwrap();
+        live.world.send();
+        let items = live.world.items();
+        begun += items.iter().filter(|item| matches!(item, Item::StageOpen { .. })).count();
+        live.world.deliver();
+        live.world.answer();
+        tick();
+    }
+    assert_eq!(begun, TRANSFER_ATTEMPTS_MAX as usize);
+    let _held = truncate_by_path(&path, 500_000).unwrap();
+    live.world.source.handle_timeout(Instant::now()).unwrap();
+    std::thread::sleep(Duration::from_millis(100));
+    live.settle();
 }
 
 #[test]
