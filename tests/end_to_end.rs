@@ -19,7 +19,7 @@ use common::pair::{Pair, inode};
 use common::proxy::Proxy;
 use mirror::journal::checkpoint::Checkpoint;
 use mirror::journal::state_file::Directory;
-use mirror::model::limits::TRANSFER_ATTEMPTS_MAX;
+use mirror::model::limits::{INLINE_BYTES_MAX, TRANSFER_ATTEMPTS_MAX};
 
 /// Returns a running pair that is equal, with `prepare` done before the first sync.
 fn live(prepare: impl FnOnce(&Path)) -> Pair {
@@ -69,6 +69,33 @@ fn live_changes_of_all_sorts() {
     }
     operations.close();
     pair.converge();
+    pair.finish();
+}
+
+/// Around the size up to which a file travels inside its state, as a whole tree and live, alone
+/// and many to a frame.
+#[test]
+fn files_of_the_greatest_size_that_is_inline() {
+    let sizes = [INLINE_BYTES_MAX - 1, INLINE_BYTES_MAX, INLINE_BYTES_MAX + 1];
+    let fill = |directory: &Path, byte: u8| {
+        fs::create_dir(directory).unwrap();
+        for size in sizes {
+            for number in 0..3 {
+                write(directory.join(format!("{size}-{number}")), vec![byte; size]);
+            }
+        }
+    };
+    let mut pair = live(|src| fill(&src.join("first"), 1));
+    fill(&pair.src.join("live"), 2);
+    pair.converge();
+    // And from each size to each other.
+    for (from, byte) in sizes.into_iter().zip(3..) {
+        for (number, to) in sizes.into_iter().enumerate() {
+            write(pair.src.join(format!("first/{from}-{number}")), vec![byte; to]);
+            write(pair.src.join("alone"), vec![byte; to]);
+            pair.converge();
+        }
+    }
     pair.finish();
 }
 

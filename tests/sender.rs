@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use mirror::model::Identity;
-use mirror::model::limits::NEEDS_MAX;
+use mirror::model::limits::{INLINE_BYTES_MAX, NEEDS_MAX};
 use mirror::model::*;
 use mirror::session::sender::{BatchJob, Travel};
 use mirror::session::{Look, Sender, SourceState};
@@ -85,10 +85,15 @@ impl Fixture {
 
     /// Returns whether a file of this time of change is digested for the next job.
     fn digests(&mut self, ctime: Timestamp) -> bool {
+        matches!(self.travel(1, ctime), Travel::Digest(_))
+    }
+
+    /// Returns how a file of this size and time of change travels for the next job.
+    fn travel(&mut self, size: u64, ctime: Timestamp) -> Travel {
         self.sender.begin_batch(HEAD, seconds(1000));
         let job = self.sender.next_job(&self.renames).unwrap();
         let metadata = Metadata { mode: 0, uid: 0, gid: 0, mtime: ctime, xattrs: Vec::new() };
-        let entry = Entry { kind: Kind::Regular { size: 1 }, metadata };
+        let entry = Entry { kind: Kind::Regular { size }, metadata };
         let look = Look {
             entry: &entry,
             identity: Identity { device: 1, inode: 1 },
@@ -99,7 +104,19 @@ impl Fixture {
         };
         let travel = self.sender.content_for(&job, &look);
         self.sender.finish_batch(vec![BatchJob::used(job)], true, &self.renames);
-        matches!(travel, Travel::Digest(_))
+        travel
+    }
+}
+
+#[test]
+fn what_is_no_longer_than_that_travels_inline() {
+    let mut fixture = Fixture::new();
+    let longest = INLINE_BYTES_MAX as u64;
+    for (id, size) in [0, longest - 1, longest, longest + 1].into_iter().enumerate() {
+        fixture.need(id as u64, "f", true).unwrap();
+        let travel = fixture.travel(size, seconds(500));
+        assert_eq!(matches!(travel, Travel::Inline(_)), size <= longest, "{size}: {travel:?}");
+        assert_eq!(matches!(travel, Travel::Stage(_)), size > longest, "{size}: {travel:?}");
     }
 }
 

@@ -83,8 +83,11 @@ pub enum Confirmation {
 pub enum Progress {
     /// It was closed, or never opened, as far as is known.
     Finished,
-    /// It is open, or may be. What is read of it may be a part, which another record follows.
-    Unfinished,
+    /// It is open, or may be, and rests. What is read of it may be a part; another record follows
+    /// only if it is written to again.
+    Rested,
+    /// It does not rest. What is read of it may be a part, and another record follows.
+    Restless,
     /// It is written to at this moment. A record of it comes when it rests.
     Writing,
 }

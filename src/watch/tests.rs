@@ -414,7 +414,7 @@ fn a_file_that_never_rests_is_told_at_a_bounded_rate() {
         told.extend(unsettled.due(at(ms)).iter().map(|_| ms));
     }
     assert!((8..=11).contains(&told.len()), "told at {told:?}");
-    assert_eq!(unsettled.progress(&place), Progress::Unfinished, "sent although it does not rest");
+    assert_eq!(unsettled.progress(&place), Progress::Restless, "sent although it does not rest");
     // And once more after it rests.
     assert_eq!(unsettled.due(at(20_100)).len(), 1);
     assert!(unsettled.due(at(60_000)).is_empty());

@@ -133,8 +133,9 @@ impl Unsettled {
     pub fn progress(&self, place: &Place) -> Progress {
         match self.files.get(place) {
             None => Progress::Finished,
-            Some(Times { burst: Some(_), restless: false }) => Progress::Writing,
-            Some(_) => Progress::Unfinished,
+            Some(Times { burst: None, .. }) => Progress::Rested,
+            Some(Times { restless: true, .. }) => Progress::Restless,
+            Some(_) => Progress::Writing,
         }
     }
 

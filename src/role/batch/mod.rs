@@ -189,9 +189,9 @@ impl Batch {
                 let is_commit = matches!(done.job.origin, Origin::Commit(_));
                 let progress = feed.progress(path);
                 if let Origin::Commit(stage) = done.job.origin
-                    && progress != Progress::Finished
+                    && matches!(progress, Progress::Restless | Progress::Writing)
                 {
-                    sender.handle_stage_unfinished(stage);
+                    sender.handle_stage_restless(stage);
                 }
                 match progress {
                     // It comes again when it rests; a big file is sent as it is, or it never

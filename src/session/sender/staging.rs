@@ -188,9 +188,9 @@ impl Sender {
         anew
     }
 
-    /// Says that a staged file, about to be committed, is still being written: a record follows
-    /// when it rests, or after a while, so that it is not sent once more at once, for ever.
-    pub fn handle_stage_unfinished(&mut self, stage: StageId) {
+    /// Says that a staged file, about to be committed, does not rest: a record follows when it
+    /// does, or after a while, so that it is not sent once more at once, for ever.
+    pub fn handle_stage_restless(&mut self, stage: StageId) {
         if let Some(transfer) = self.transfer(stage) {
             transfer.again = false;
         }
