@@ -5,7 +5,7 @@ use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use super::batch::Batch;
+use super::batch::{BATCH_JOBS_MAX, Batch};
 use super::identity::SourceIdentity;
 use super::options::SourceOptions;
 use super::problems::Problems;
@@ -42,6 +42,8 @@ pub struct Source<F> {
     epoch: Epoch,
     downstreams: BTreeMap<LinkId, Downstream>,
     problems: Problems,
+    /// Most jobs that are read between two drains of the feed.
+    batch_jobs_max: usize,
     /// Whether the feed may have more than was taken up.
     has_backlog: bool,
     /// Whether records came in that the loop has not offered to every downstream yet.
@@ -119,6 +121,7 @@ impl<F: Feed> Source<F> {
             epoch,
             downstreams: BTreeMap::new(),
             problems: Problems::default(),
+            batch_jobs_max: BATCH_JOBS_MAX,
             has_backlog: false,
             has_news: false,
             changed: None,
@@ -132,6 +135,12 @@ impl<F: Feed> Source<F> {
     /// Returns the feed.
     pub fn feed(&mut self) -> &mut F {
         &mut self.feed
+    }
+
+    /// Has fewer jobs read at once, so that a test sees a source that lags behind a small tree as
+    /// others do behind a great one.
+    pub fn limit_batches(&mut self, jobs_max: usize) {
+        self.batch_jobs_max = jobs_max;
     }
 
     /// Brings the journal up to what the feed knows now, or as far as a turn goes. Returns
@@ -248,7 +257,7 @@ impl<F: Feed> Source<F> {
             let reason = "more renames came than are kept for it".to_string();
             return Err(LinkError::Refuse(Refusal::StartOver(reason)));
         }
-        let mut batch = Batch::default();
+        let mut batch = Batch::new(self.batch_jobs_max);
         while let Some(rename) = sender.poll_rename(&self.renames) {
             batch.push(&rename);
             if batch.frame().len() >= crate::model::limits::FRAME_BYTES_TARGET {

@@ -46,10 +46,11 @@ pub struct Race {
 }
 
 impl Race {
-    /// Operates sometimes, and returns whether that was too much for the event queue.
-    fn maybe_operate(&mut self) -> bool {
+    /// Operates sometimes, as often in ten as said, and returns whether that was too much for the
+    /// event queue.
+    fn maybe_operate(&mut self, often: u8) -> bool {
         let before = self.budget;
-        while self.budget > 0 && self.random.u8(..10) < 3 {
+        while self.budget > 0 && self.random.u8(..10) < often {
             self.budget -= 1;
             self.operate();
         }
@@ -64,7 +65,8 @@ impl Race {
 
 impl Meddler for Racer {
     fn before_event(&mut self, watch: &mut Watch) {
-        let mut overflows = self.race.borrow_mut().maybe_operate();
+        // Seldom, or nothing is left for the end of it.
+        let mut overflows = self.race.borrow_mut().maybe_operate(1);
         if std::mem::take(&mut self.drains) {
             let mut race = self.race.borrow_mut();
             if let Some(change) = race.changes.pop_front() {
@@ -81,7 +83,7 @@ impl Meddler for Racer {
         if is_end {
             // Between the end of the drain and what is read next.
             let mut race = self.race.borrow_mut();
-            let _ = race.maybe_operate();
+            let _ = race.maybe_operate(5);
             if let Some(change) = race.changes_after.pop_front() {
                 change();
             }
@@ -112,12 +114,24 @@ impl World {
         }
         let mut operations = Operations::new(&src, &outside, seed);
         let mut random = fastrand::Rng::with_seed(seed ^ 0x5eed);
+        let is_steady = random.u8(..3) == 0;
+        if is_steady || random.bool() {
+            operations.hide_versions();
+        }
+        if !is_steady && random.bool() {
+            operations.crowd();
+        }
+        // What nothing is added to later must be enough at the beginning.
+        let operations_min = if is_steady { operations_max / 2 } else { 0 };
         let mut log = Vec::new();
-        for _ in 0..random.usize(0..=operations_max) {
+        for _ in 0..random.usize(operations_min..=operations_max) {
             log.push(operations.step());
         }
-        // Every third world has a small queue.
-        let overflows = if random.u8(..3) == 0 { random.u8(1..50) } else { 0 };
+        if is_steady {
+            operations.steady();
+        }
+        // Every third of the others has a small queue: that has much looked at.
+        let overflows = if !is_steady && random.u8(..3) == 0 { random.u8(1..50) } else { 0 };
         let (changes, changes_after) = Default::default();
         let race = Race { operations, random, log, budget: 0, overflows, changes, changes_after };
         let race = Rc::new(RefCell::new(race));
@@ -128,7 +142,7 @@ impl World {
         watch.on_listed(Box::new(move || {
             // Not while the driver itself operates.
             if let Ok(mut race) = hook.try_borrow_mut() {
-                let _ = race.maybe_operate();
+                let _ = race.maybe_operate(3);
             }
         }));
         let identity = SourceIdentity::load(&state, &root, false).unwrap();

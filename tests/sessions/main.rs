@@ -10,7 +10,7 @@
 //! | no mark passes what is not in place | `a_mark_waits_for_a_file_on_its_way` |
 //! | Need: compared, answered, translated | `a_need_has_its_subtree_sent_and_is_answered`, `a_need_follows_the_renames_that_were_on_their_way` |
 //! | superseding | `a_state_that_was_sent_supersedes_earlier_records`, `attributes_do_not_supersede_content`, `no_state_supersedes_past_a_rename` |
-//! | a file on its way covers its records | `a_file_on_its_way_is_not_staged_twice` |
+//! | a file on its way covers its records | `a_file_on_its_way_is_not_staged_twice`, `a_name_that_a_commit_does_not_send_is_read_again` |
 //! | a rename during a comparison marks both ends | `a_rename_during_a_comparison_has_both_ends_compared` |
 //! | I3: what never rests | `a_big_file_that_never_rests_is_sent_as_read_and_once_more` |
 //! | I7: needs are bounded | `too_many_needs_become_one_for_everything` |
@@ -142,7 +142,7 @@ impl Session {
         }
     }
 
-    /// Has the file of a job put on its way.
+    /// Has the file of a job put on its way. All names are names of one file.
     fn stage(&mut self, job: &Job) -> Travel {
         let size = INLINE_BYTES_MAX as u64 + 1;
         let metadata =
@@ -152,7 +152,7 @@ impl Session {
             identity: Identity { device: 0, inode: 1 },
             ctime: Timestamp::default(),
             has_holes: false,
-            is_linked: false,
+            is_linked: true,
             links: &[],
         };
         self.sender.content_for(job, &look)
@@ -516,6 +516,27 @@ fn a_walk_goes_on_past_big_files_and_takes_turns_with_them() {
     let rest = session.paths();
     let last = [path("big-4"), path("y")];
     assert_eq!(&rest[TRANSFERS_MAX..], last, "what waited comes first");
+}
+
+#[test]
+fn a_name_that_a_commit_does_not_send_is_read_again() {
+    for links in [vec![], vec![path("link")]] {
+        let mut session = Session::new(&[content("big"), content("link")], Some((0, 0)));
+        let stage = session.stage_next();
+        let job = session.job().unwrap();
+        assert_eq!((&job.path, session.stage(&job)), (&path("link"), Travel::Absorbed));
+        assert!(session.finish(job));
+        session.sender.handle_stage_read(stage);
+        session.begin();
+        let commit = session.job().unwrap();
+        assert_eq!(commit.origin, Origin::Commit(stage));
+        // It may be a name of another file since.
+        let is_sent = !links.is_empty();
+        let commit = BatchJob { links, ..BatchJob::used(commit) };
+        session.sender.finish_batch(vec![commit], true, &session.renames);
+        assert_eq!(session.through(), is_sent.then_some(2));
+        assert_eq!(session.paths(), if is_sent { vec![] } else { vec![path("link")] });
+    }
 }
 
 #[test]

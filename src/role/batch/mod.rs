@@ -22,11 +22,13 @@ use crate::wire::{Item, ItemsFrame, StageId};
 const BATCH_TIME_MAX: Duration = Duration::from_millis(10);
 
 /// Most jobs in one batch.
-const BATCH_JOBS_MAX: usize = 512;
+pub(super) const BATCH_JOBS_MAX: usize = 512;
 
 /// Jobs that were read, in frames that were not sent yet.
 #[derive(Debug, Default)]
 pub(super) struct Batch {
+    /// Most jobs that are read.
+    jobs_max: usize,
     frames: Vec<ItemsFrame>,
     jobs: Vec<BatchJob>,
     /// For each job, its bytes in each frame.
@@ -38,6 +40,11 @@ pub(super) struct Batch {
 }
 
 impl Batch {
+    /// Returns a batch of so many jobs at most.
+    pub fn new(jobs_max: usize) -> Self {
+        Batch { jobs_max, ..Batch::default() }
+    }
+
     /// Returns the frame that is filled at present.
     pub fn frame(&mut self) -> &mut ItemsFrame {
         if self.frames.is_empty() {
@@ -50,7 +57,7 @@ impl Batch {
         !self.jobs.is_empty()
     }
 
-    /// Reads jobs until a frame is full or there are no more.
+    /// Reads jobs until a frame is full, there are enough, or there are no more.
     pub fn read(
         &mut self,
         sender: &mut Sender,
@@ -64,7 +71,7 @@ impl Batch {
         let deadline = Instant::now() + BATCH_TIME_MAX;
         while self.frames.len() <= 1
             && self.frame().len() < FRAME_BYTES_TARGET
-            && self.jobs.len() < BATCH_JOBS_MAX
+            && self.jobs.len() < self.jobs_max
             && (!self.jobs.len().is_multiple_of(16)
                 || self.jobs.is_empty()
                 || Instant::now() < deadline)

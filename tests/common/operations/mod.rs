@@ -9,6 +9,7 @@ mod contents;
 mod names;
 mod renames;
 
+use std::collections::VecDeque;
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io;
@@ -31,7 +32,17 @@ pub struct Operations {
     /// Makes contents and temporary names unique.
     serial: u64,
     steps: u64,
+    /// Whether only what is there already changes and moves.
+    is_steady: bool,
+    /// Whether neither size nor time tell the versions of a file apart.
+    hides_versions: bool,
+    /// The paths that were worked on last: what is known of them is on its way.
+    recent: VecDeque<PathBuf>,
     total_weight: u32,
+    /// Levels of entries below the root.
+    depth_max: usize,
+    /// Above this, trees are removed until it is below again.
+    entries_max: usize,
 }
 
 impl Operations {
@@ -46,13 +57,52 @@ impl Operations {
             truncated: Vec::new(),
             serial: 0,
             steps: 0,
+            is_steady: false,
+            hides_versions: false,
+            recent: VecDeque::new(),
             total_weight: TABLE.iter().map(|(weight, _, _)| weight).sum(),
+            depth_max: 5,
+            entries_max: 120,
         }
+    }
+
+    /// Keeps the tree so small that two operations seldom have nothing to do with each other.
+    pub fn crowd(&mut self) {
+        (self.depth_max, self.entries_max) = (3, 10);
+    }
+
+    /// Changes and moves only what is there from now on. Who misses nothing asks for nothing, and
+    /// so is not healed by the way.
+    pub fn steady(&mut self) {
+        self.is_steady = true;
+        let steady = TABLE.iter().filter(|(_, name, _)| STEADY.contains(name));
+        self.total_weight = steady.map(|(weight, _, _)| weight).sum();
+    }
+
+    /// Gives all files the same time from now on, and most the same size: who has the wrong
+    /// version of one does not notice by chance.
+    pub fn hide_versions(&mut self) {
+        self.hides_versions = true;
     }
 
     /// Does one operation that succeeds and returns what it did; tries that failed are told
     /// too, since they may have left traces.
     pub fn step(&mut self) -> String {
+        let told = self.try_step();
+        if self.hides_versions {
+            let then = std::time::UNIX_EPOCH + std::time::Duration::from_secs(1_000_000_000);
+            for (path, kind) in self.entries() {
+                let known = fs::symlink_metadata(&path).and_then(|metadata| metadata.modified());
+                if kind == FileType::RegularFile && known.is_ok_and(|known| known != then) {
+                    // Opened for reading, so that its close says nothing of its content.
+                    let _ = File::open(&path).and_then(|file| file.set_modified(then));
+                }
+            }
+        }
+        told
+    }
+
+    fn try_step(&mut self) -> String {
         self.steps += 1;
         let mut told = format!("{}: ", self.steps);
         for _ in 0..50 {
@@ -82,11 +132,14 @@ impl Operations {
     }
 
     fn choose(&mut self) -> (&'static str, Operation) {
-        if self.entries().len() > ENTRIES_MAX {
+        if self.entries().len() > self.entries_max {
             return ("rm -r (too many)", Operations::remove_tree);
         }
         let mut pick = self.rng.u32(..self.total_weight);
         for &(weight, name, operation) in TABLE {
+            if self.is_steady && !STEADY.contains(&name) {
+                continue;
+            }
             if pick < weight {
                 return (name, operation);
             }
@@ -120,12 +173,25 @@ impl Operations {
 
     fn any(&mut self) -> Option<PathBuf> {
         let all = self.entries();
-        self.rng.choice(all).map(|(path, _)| path)
+        let chosen = self.rng.choice(all).map(|(path, _)| path);
+        chosen.inspect(|path| self.remember(path))
     }
 
     fn existing(&mut self, kind: FileType) -> Option<PathBuf> {
         let all = self.entries().into_iter().filter(|&(_, found)| found == kind);
-        self.rng.choice(all.collect::<Vec<_>>()).map(|(path, _)| path)
+        let chosen = self.rng.choice(all.collect::<Vec<_>>()).map(|(path, _)| path);
+        chosen.inspect(|path| self.remember(path))
+    }
+
+    fn remember(&mut self, path: &Path) {
+        self.recent.truncate(RECENT_MAX - 1);
+        self.recent.push_front(path.to_owned());
+    }
+
+    /// Returns one of the paths that were worked on last, if something is there.
+    fn recent(&mut self) -> Option<PathBuf> {
+        let path = self.rng.choice(self.recent.iter().cloned().collect::<Vec<_>>())?;
+        fs::symlink_metadata(&path).is_ok().then_some(path)
     }
 
     fn file(&mut self) -> Option<PathBuf> {
@@ -140,7 +206,7 @@ impl Operations {
     fn parent(&mut self) -> PathBuf {
         let mut all = vec![self.root.clone()];
         let depth = |path: &Path| path.components().count();
-        let depth_max = depth(&self.root) + DEPTH_MAX - 1;
+        let depth_max = depth(&self.root) + self.depth_max - 1;
         all.extend(self.entries().into_iter().filter_map(|(path, kind)| {
             (kind == FileType::Directory && depth(&path) <= depth_max).then_some(path)
         }));
@@ -150,7 +216,9 @@ impl Operations {
     /// Returns a path that may exist or not.
     fn place(&mut self) -> PathBuf {
         let parent = self.parent();
-        parent.join(self.name())
+        let path = parent.join(self.name());
+        self.remember(&path);
+        path
     }
 
     fn name(&mut self) -> &'static OsStr {
@@ -165,6 +233,7 @@ impl Operations {
     fn content(&mut self) -> Vec<u8> {
         let length = match self.rng.u32(..20) {
             0 => 0,
+            _ if self.hides_versions => 24,
             // Most are equally long, so that a stale one is not known by its size.
             1..=9 => 24,
             10..=11 => self.rng.usize(1..64),
@@ -265,7 +334,7 @@ const TABLE: &[(u32, &str, Operation)] = &[
     (6, "write in the middle of", Operations::rewrite_in_the_middle),
     (12, "append", Operations::append),
     (10, "truncate", Operations::truncate),
-    (10, "same size, same time", Operations::same_size_same_time),
+    (20, "same size, same time", Operations::same_size_same_time),
     (25, "replace", Operations::replace),
     (6, "replace, same size and time", Operations::replace_same_size_and_time),
     (2, "big", Operations::big),
@@ -280,6 +349,7 @@ const TABLE: &[(u32, &str, Operation)] = &[
     (10, "move there and back", Operations::move_there_and_back),
     (14, "write, rename, write", Operations::write_rename_write),
     (14, "write below and rename", Operations::write_below_and_rename),
+    (30, "displace", Operations::displace),
     (8, "swap by a third name", Operations::swap_by_third),
     (16, "link", Operations::link),
     (12, "write by link", Operations::write_by_link),
@@ -303,14 +373,23 @@ const TABLE: &[(u32, &str, Operation)] = &[
     (5, "acl", Operations::set_acl),
 ];
 
+/// Operations that bring nothing new.
+const STEADY: &[&str] = &[
+    "write in the middle of",
+    "same size, same time",
+    "rename",
+    "rename directory",
+    "rename over file",
+    "exchange",
+    "swap by a third name",
+    "chmod",
+];
+
 const NAMES: &[&[u8]] = &[b"a", b"b", b"c", b"d"];
 const UNUSUAL: &[&[u8]] = &[b"not\xffutf8", b"new\nline", b" ", b"-rf", b"\\", b"*?[", b"~a"];
 
-/// Levels of entries below the root.
-const DEPTH_MAX: usize = 5;
-
-/// Above this, trees are removed until it is below again.
-const ENTRIES_MAX: usize = 120;
+/// Paths that are remembered.
+const RECENT_MAX: usize = 6;
 
 /// Shortened files held open at once.
 const TRUNCATED_OPEN_MAX: usize = 100;

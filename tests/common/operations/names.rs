@@ -7,7 +7,7 @@ use std::path::Path;
 
 use rustix::fs::{AtFlags, CWD, FileType, Mode};
 
-use super::{DEPTH_MAX, Done, Operations, contents::write, remove};
+use super::{Done, Operations, contents::write, remove};
 
 impl Operations {
     pub(super) fn link(&mut self) -> Done {
@@ -63,8 +63,8 @@ impl Operations {
 
     pub(super) fn make_directories(&mut self) -> Done {
         let mut path = self.place();
-        let mut left =
-            (self.root.components().count() + DEPTH_MAX).saturating_sub(path.components().count());
+        let mut left = (self.root.components().count() + self.depth_max)
+            .saturating_sub(path.components().count());
         fs::create_dir(&path)?;
         for _ in 0..self.rng.u32(..4) {
             if self.rng.u32(..3) > 0 {

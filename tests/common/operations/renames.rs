@@ -5,7 +5,7 @@ use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-use super::{DEPTH_MAX, Done, Operations, contents::write, exchange, remove};
+use super::{Done, Operations, contents::write, exchange, remove};
 
 impl Operations {
     pub(super) fn rename(&mut self) -> Done {
@@ -74,11 +74,11 @@ impl Operations {
     /// f (v1) becomes g, then g is written again, or f comes again.
     pub(super) fn write_rename_write(&mut self) -> Done {
         let (from, to) = (self.place(), self.place());
-        write(&from, self.bytes(20))?;
+        write(&from, self.bytes(24))?;
         fs::rename(&from, &to)?;
-        write(&to, self.bytes(20))?;
+        write(&to, self.bytes(24))?;
         if self.rng.bool() {
-            write(&from, self.bytes(20))?;
+            write(&from, self.bytes(24))?;
         }
         self.tell_two(&from, &to)
     }
@@ -89,11 +89,27 @@ impl Operations {
         if from == to || self.too_deep(&from, &to) {
             return Ok(None);
         }
-        write(from.join(self.name()), self.bytes(20))?;
+        write(from.join(self.name()), self.bytes(24))?;
         fs::rename(&from, &to)?;
         if self.rng.bool() {
             fs::create_dir(&from)?;
-            write(from.join(self.name()), self.bytes(20))?;
+            write(from.join(self.name()), self.bytes(24))?;
+        }
+        self.tell_two(&from, &to)
+    }
+
+    /// What was worked on a moment ago goes elsewhere, and something else comes in its place.
+    pub(super) fn displace(&mut self) -> Done {
+        let (Some(from), to) = (self.recent(), self.place()) else { return Ok(None) };
+        if from == to || self.too_deep(&from, &to) {
+            return Ok(None);
+        }
+        fs::rename(&from, &to)?;
+        match self.any() {
+            Some(other) if self.rng.bool() && !self.too_deep(&other, &from) => {
+                let _ = fs::rename(other, &from);
+            }
+            _ => write(&from, self.bytes(24))?,
         }
         self.tell_two(&from, &to)
     }
@@ -123,7 +139,7 @@ impl Operations {
         let inside = to.join("a");
         let is_linked = fs::symlink_metadata(&inside).is_ok_and(|metadata| metadata.nlink() > 1);
         if to.is_dir() && !is_linked && self.rng.bool() {
-            write(inside, self.bytes(20))?;
+            write(inside, self.bytes(24))?;
         }
         self.trim_outside();
         self.tell_two(&path, &to)
@@ -200,6 +216,6 @@ impl Operations {
             }
         }
         let parents = to.components().count() - 1 - self.root.components().count();
-        parents + height(from) > DEPTH_MAX + 1
+        parents + height(from) > self.depth_max + 1
     }
 }
