@@ -1,6 +1,8 @@
 //! The digest of a file that travels in chunks.
 
-/// Computes the BLAKE3 digest of the chunks of one file, in the order in which they are sent.
+/// Computes the BLAKE3 digest of the chunks of one file, in the order in which they are sent: of
+/// each one's offset and own digest, for BLAKE3 is fastest over bytes that it has from their
+/// beginning.
 ///
 /// What is not sent is a hole, and costs nothing here either: a file of a terabyte with a page
 /// of data is digested at both ends in no time.
@@ -11,8 +13,7 @@ impl StageDigest {
     /// Takes the next chunk.
     pub fn update(&mut self, offset: u64, raw: &[u8]) {
         self.0.update(&offset.to_le_bytes());
-        self.0.update(&(raw.len() as u64).to_le_bytes());
-        self.0.update(raw);
+        self.0.update(blake3::hash(raw).as_bytes());
     }
 
     /// Returns the digest of a file of `size` bytes of which these chunks were sent.
@@ -50,8 +51,7 @@ mod tests {
         let mut bytes = Vec::new();
         for (offset, raw) in [(0_u64, &b"ab"[..]), (8, b"c")] {
             bytes.extend(offset.to_le_bytes());
-            bytes.extend((raw.len() as u64).to_le_bytes());
-            bytes.extend(raw);
+            bytes.extend(blake3::hash(raw).as_bytes());
         }
         bytes.extend(10_u64.to_le_bytes());
         assert_eq!(one, *blake3::hash(&bytes).as_bytes());

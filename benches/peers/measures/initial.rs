@@ -71,10 +71,10 @@ pub(super) fn initial_live(
     };
     let mut checked = Instant::now();
     let seconds = loop {
-        if enough() && live.says_initial_done() && expected.is_timed(dst, tool) {
-            // To count takes time of its own, in which nothing changes if all is there.
+        if enough() && live.says_initial_done() && expected.has_root_timed(dst, tool) {
+            // To look at each takes time of its own, in which nothing changes if all is there.
             let seconds = started.elapsed().as_secs_f64();
-            if count(dst, true) == expected.entries {
+            if expected.is_timed(dst, tool) && count(dst, true) == expected.entries {
                 break seconds;
             }
         }
@@ -132,6 +132,13 @@ pub(super) struct Directory {
     pub(super) files: Vec<(OsString, Metadata)>,
 }
 
+impl Directory {
+    fn is_timed(&self, dst: &Path) -> bool {
+        fs::symlink_metadata(dst.join(&self.path))
+            .is_ok_and(|metadata| mtime(&metadata) == mtime(&self.metadata))
+    }
+}
+
 impl Expected {
     pub(super) fn of(root: &Path) -> std::io::Result<Expected> {
         let mut expected = Expected { directories: Vec::new(), entries: 0, inodes: 0 };
@@ -167,11 +174,12 @@ impl Expected {
 
     /// Returns whether each directory of `dst` has its time, which comes last.
     fn is_timed(&self, dst: &Path, tool: Tool) -> bool {
-        !tool.keeps_directory_times()
-            || self.directories.iter().all(|directory| {
-                fs::symlink_metadata(dst.join(&directory.path))
-                    .is_ok_and(|metadata| mtime(&metadata) == mtime(&directory.metadata))
-            })
+        !tool.keeps_directory_times() || self.directories.iter().all(|it| it.is_timed(dst))
+    }
+
+    /// Returns whether the first of them has, the last one to get it.
+    fn has_root_timed(&self, dst: &Path, tool: Tool) -> bool {
+        !tool.keeps_directory_times() || self.directories[0].is_timed(dst)
     }
 }
 

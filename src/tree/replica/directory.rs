@@ -112,7 +112,9 @@ impl Replica {
             return self.put_directory_beside(path, entry, &parent);
         }
         let temporary = self.stage_name();
-        rustix::fs::mkdirat(&self.stage, &temporary, Mode::RWXU).at(path, "make")?;
+        // Nobody else gets there; so it has its mode already, as most have one that we can use.
+        let mode = Mode::from_raw_mode(entry.metadata.mode & 0o777) | Mode::RWXU;
+        rustix::fs::mkdirat(&self.stage, &temporary, mode).at(path, "make")?;
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let fd =
             rustix::fs::openat(&self.stage, &temporary, flags, Mode::empty()).at(path, "open")?;
@@ -145,7 +147,8 @@ impl Replica {
 
     fn try_publish(&mut self, staged: &StagedDirectory) -> Result<(), ApplyError> {
         let path = &staged.path;
-        let (wanted, made) = (&staged.entry.metadata, self.made(0o700));
+        let wanted = &staged.entry.metadata;
+        let made = self.made(wanted.mode & 0o777 | 0o700);
         let fd = staged.parent.fd.as_fd();
         self.refused += metadata::settle_new(fd, wanted, made).at(path, "set attributes of")?;
         // A directory that changes its parent is written to: without the permission, later.
