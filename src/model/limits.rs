@@ -20,8 +20,15 @@ pub const CHUNK_BYTES_MAX: usize = 256 << 10;
 /// if its disk reads only some ten megabytes a second.
 pub const DIGEST_BYTES_MAX: u64 = 64 << 20;
 
-/// Most bytes sent and not yet acknowledged as handled, for one downstream.
+/// Most bytes sent and not yet acknowledged as handled, for one downstream, over a long line.
 pub const WINDOW_BYTES_MAX: u64 = 8 << 20;
+
+/// The same, where answers take no time: what keeps both sides busy and is still in the
+/// processor's cache when it is used.
+pub const WINDOW_BYTES_MIN: u64 = 2 << 20;
+
+/// The same for each millisecond of the round trip: what a fast line carries meanwhile.
+pub const WINDOW_BYTES_PER_MS: u64 = 512 << 10;
 
 /// The part of the window, in bytes, that chunks of big files may fill.
 pub const WINDOW_CHUNK_BYTES_MAX: u64 = 2 << 20;
@@ -123,7 +130,8 @@ const _: () =
     assert!(FRAME_BYTES_TARGET + INLINE_BYTES_MAX + 4 * PATH_BYTES_MAX <= FRAME_BYTES_MAX);
 const _: () = assert!(NAMES_BYTES_MAX + PATH_BYTES_MAX + 4096 <= FRAME_BYTES_MAX);
 const _: () = assert!(FRAME_BYTES_MAX as u64 <= WINDOW_CHUNK_BYTES_MAX);
-const _: () = assert!(WINDOW_CHUNK_BYTES_MAX <= WINDOW_BYTES_MAX);
+const _: () = assert!(WINDOW_CHUNK_BYTES_MAX <= WINDOW_BYTES_MIN);
+const _: () = assert!(WINDOW_BYTES_MIN <= WINDOW_BYTES_MAX);
 const _: () = assert!(ACK_BYTES_MAX < WINDOW_CHUNK_BYTES_MAX);
 const _: () = assert!(HEARTBEAT_MS * 2 < SILENCE_MS_MAX);
 const _: () = assert!(JOURNAL_SEGMENTS * SEGMENT_BYTES_MIN <= JOURNAL_BYTES_MIN);

@@ -31,10 +31,10 @@ impl Sender {
             }
             _ if !self.hello_done => Err(Refusal::Protocol("the first message is no hello".into())),
             Message::Ack { moved, applied, durable, handled_bytes } => {
-                if handled_bytes > self.sent_bytes || moved > self.moved || durable > applied {
+                let was_sent = self.window.acknowledge(handled_bytes, now);
+                if !was_sent || moved > self.moved || durable > applied {
                     return Err(Refusal::Protocol("acknowledged what was never sent".into()));
                 }
-                self.handled_bytes = self.handled_bytes.max(handled_bytes);
                 if let Some((sequence, clock)) = self.trusts
                     && applied >= sequence
                 {

@@ -8,6 +8,7 @@
 mod downstream;
 mod job;
 mod staging;
+mod window;
 
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
@@ -22,6 +23,7 @@ use crate::wire::{Content, Item, Message, Refusal};
 use super::walk::{Mode, Walk};
 pub use job::{BatchJob, Job, Look, Origin, Outcome, Travel};
 use staging::{Transfer, TransferPhase};
+use window::Window;
 
 /// What a sender must know of its source to answer a hello.
 #[derive(Debug, Clone)]
@@ -68,10 +70,9 @@ pub struct Sender {
     /// The last mark sent; `None` while the downstream has no position.
     through_sent: Option<Sequence>,
     answers: VecDeque<u64>,
-    sent_bytes: u64,
-    handled_bytes: u64,
+    window: Window,
     /// Bytes of files that the downstream has to digest, as far as it may not have done so, and
-    /// `sent_bytes` before the last of them.
+    /// the bytes sent before the last of them.
     digests: (u64, u64),
     /// Up to this moment of the source's clock, equal size and time mean equal content: as the
     /// downstream said in its hello, and as far as it acknowledged since.
@@ -101,8 +102,7 @@ impl Sender {
             batch_clock: Timestamp::default(),
             through_sent: None,
             answers: VecDeque::new(),
-            sent_bytes: 0,
-            handled_bytes: 0,
+            window: Window::default(),
             digests: (0, 0),
             trusted_until: Default::default(),
             trusts: None,
@@ -182,14 +182,14 @@ impl Sender {
     /// `head`.
     pub fn begin_batch(&mut self, head: Sequence, clock: Timestamp) {
         (self.batch_head, self.batch_clock) = (head, clock);
-        if self.handled_bytes > self.digests.1 || self.in_flight_bytes() == 0 {
+        if self.window.handled_bytes() > self.digests.1 || self.window.in_flight_bytes() == 0 {
             self.digests.0 = 0;
         }
     }
 
     /// Returns the next path to read.
     pub fn next_job(&mut self, renames: &RenameIndex) -> Option<Job> {
-        if !self.hello_done || self.in_flight_bytes() >= WINDOW_BYTES_MAX {
+        if !self.hello_done || self.window.is_full() {
             return None;
         }
         if let Some(transfer) =
@@ -222,7 +222,7 @@ impl Sender {
         // A walk goes on past big files, which take turns with what comes after them: reading them
         // is this side's work, and making small ones the other's.
         let is_reading = |transfer: &Transfer| transfer.phase == TransferPhase::Reading;
-        let is_chunks_turn = self.in_flight_bytes() >= WINDOW_CHUNK_BYTES_MAX
+        let is_chunks_turn = self.window.in_flight_bytes() >= WINDOW_CHUNK_BYTES_MAX
             && self.transfers.iter().any(is_reading);
         if is_chunks_turn || self.deferred.len() >= DEFERRED_BY_WALKS_MAX {
             return None;
@@ -230,7 +230,7 @@ impl Sender {
         // A comparison's answers come back as needs: few are let out at once, so that their
         // number stays bounded.
         let waits =
-            self.in_flight_bytes() > COMPARE_BYTES_MAX || self.digests.0 >= DIGEST_BYTES_MAX;
+            self.window.in_flight_bytes() > COMPARE_BYTES_MAX || self.digests.0 >= DIGEST_BYTES_MAX;
         for (number, walk) in &mut self.walks {
             if matches!(walk.mode, Mode::Compare { .. }) && waits {
                 continue;
@@ -286,7 +286,7 @@ impl Sender {
                 if *size > DIGEST_BYTES_MAX {
                     return self.stage(job, look);
                 }
-                self.digests = (self.digests.0 + size, self.sent_bytes);
+                self.digests = (self.digests.0 + size, self.window.sent_bytes());
                 return Travel::Digest(links);
             }
         }
@@ -492,12 +492,8 @@ impl Sender {
     pub fn handle_sent(&mut self, bytes: usize, is_items: bool, now: Instant) {
         self.last_sent = now;
         if is_items {
-            self.sent_bytes += bytes as u64;
+            self.window.send(bytes as u64, now);
         }
-    }
-
-    fn in_flight_bytes(&self) -> u64 {
-        self.sent_bytes - self.handled_bytes
     }
 
     /// Returns when something must be done although nothing happens: a heartbeat, or giving the

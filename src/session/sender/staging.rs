@@ -132,7 +132,7 @@ impl Sender {
 
     /// Returns the staged file whose next bytes should go out, if it is a chunk's turn.
     pub fn next_chunk(&mut self) -> Option<StageId> {
-        if self.in_flight_bytes() >= WINDOW_CHUNK_BYTES_MAX {
+        if self.window.in_flight_bytes() >= WINDOW_CHUNK_BYTES_MAX {
             return None;
         }
         let reading = |transfer: &&Transfer| transfer.phase == TransferPhase::Reading;
