@@ -43,6 +43,7 @@ use std::process::ExitCode;
 
 use common::number_from_env;
 use ground::Ground;
+use measures::Phase;
 use table::Table;
 use tools::Tool;
 
@@ -110,13 +111,14 @@ fn main() -> ExitCode {
     if let Err(error) = measures::warm_up(&ground) {
         eprintln!("peers: warm-up: {error}");
     }
-    for run in 0..options.runs {
-        for &tool in &tools {
+    for phase in Phase::ALL.into_iter().filter(|phase| phase.is_wanted(&options)) {
+        for (run, &tool) in (0..options.runs).flat_map(|run| tools.iter().map(move |it| (run, it)))
+        {
             if tool == Tool::Lsyncd && run >= options.lsyncd_runs {
                 continue;
             }
             eprintln!("run {} of {}: {}", run + 1, options.runs, tool.name());
-            if let Err(error) = measures::run(tool, run, &ground, &options, &mut table) {
+            if let Err(error) = measures::run(phase, tool, run, &ground, &options, &mut table) {
                 table.fail(tool, &error);
             }
         }

@@ -35,26 +35,51 @@ pub fn warm_up(ground: &Ground) -> Result<(), String> {
     build(&ground.new_dst()?, &expected).map_err(|error| error.to_string())
 }
 
-/// Runs one tool once through everything that was asked for.
+/// What is measured in one go through all tools: first synchronisations before anything else, for
+/// what the others leave in memory has the system write it back meanwhile.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    Initial,
+    Live,
+}
+
+impl Phase {
+    pub const ALL: [Phase; 2] = [Phase::Initial, Phase::Live];
+
+    /// Returns whether any of its measures was asked for.
+    pub fn is_wanted(self, options: &Options) -> bool {
+        const LIVE: [&str; 6] = ["memory", "idle", "latency", "rename", "big", "changes"];
+        match self {
+            Phase::Initial => options.wants("own") || options.wants("initial"),
+            Phase::Live => LIVE.iter().any(|measure| options.wants(measure)),
+        }
+    }
+}
+
+/// Runs one tool once through everything of a phase that was asked for.
 pub fn run(
+    phase: Phase,
     tool: Tool,
     run: u64,
     ground: &Ground,
     options: &Options,
     table: &mut Table,
 ) -> Result<(), String> {
-    let own = tool == Tool::Own && (options.wants("own") || options.wants("initial"));
-    let once = matches!(tool, Tool::Tar | Tool::Rsync) && options.wants("initial");
-    if own || once {
+    let is_live = matches!(tool, Tool::Mirror | Tool::Lsyncd);
+    let is_initial = phase == Phase::Initial;
+    if is_initial && (tool == Tool::Own || !is_live && options.wants("initial")) {
         return initial_once(tool, run, ground, table);
     }
-    if !matches!(tool, Tool::Mirror | Tool::Lsyncd) {
+    if !is_live || is_initial && !options.wants("initial") {
         return Ok(());
     }
     let dst = ground.new_dst()?;
-    let mut live = initial_live(tool, ground, &dst, options.wants("initial").then_some(table))?;
+    let mut live = initial_live(tool, ground, &dst, is_initial.then_some(&mut *table))?;
     check_equal(tool, &ground.src(), &dst, if run == 0 { Depth::Full } else { Depth::Metadata })?;
-    let measured = live_measures(&mut live, run, ground, &dst, options, table);
+    let measured = match phase {
+        Phase::Initial => Ok(()),
+        Phase::Live => live_measures(&mut live, run, ground, &dst, options, table),
+    };
     live.stop();
     measured
 }
