@@ -156,9 +156,14 @@ impl Daemon {
     pub fn start(dst: &Path) -> Result<Daemon, String> {
         let scratch = scratch();
         let port = free_port();
-        let user = if is_root() { "uid = root\ngid = root\n" } else { "" };
+        // Outside of a chroot it rewrites the targets of symbolic links.
+        let user = if is_root() {
+            "uid = root\ngid = root\nuse chroot = yes\n"
+        } else {
+            "use chroot = no\n"
+        };
         let config = format!(
-            "address = 127.0.0.1\nport = {port}\nuse chroot = no\nreverse lookup = no\n{user}\
+            "address = 127.0.0.1\nport = {port}\nreverse lookup = no\n{user}\
              pid file = {}\n[replica]\npath = {}\nread only = no\n\
              munge symlinks = no\n",
             scratch.path().join("pid").display(),
