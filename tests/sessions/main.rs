@@ -544,6 +544,34 @@ fn a_name_that_a_commit_does_not_send_is_read_again() {
     }
 }
 
+/// Made of a name that is not there yet, it would be asked for, and the content come twice.
+#[test]
+fn another_name_of_a_big_file_that_waits_waits_as_well() {
+    let mut session = Session::new(&[], None);
+    session.begin();
+    let root = session.job().unwrap();
+    let names: Vec<String> = (0..=TRANSFERS_MAX).map(|number| format!("big-{number}")).collect();
+    let other = format!("other-{TRANSFERS_MAX}");
+    let children = names.iter().chain([&other]).map(|name| path(name)).collect();
+    session.sender.visit(&root.origin, children);
+    assert!(session.finish(root));
+    let stages: Vec<StageId> = (0..TRANSFERS_MAX).map(|_| session.stage_next()).collect();
+    session.begin();
+    for name in [&names[TRANSFERS_MAX], &other] {
+        let job = session.job().unwrap();
+        assert_eq!((&job.path, session.stage(&job)), (&path(name), Travel::Later));
+        session.sender.defer(job);
+    }
+    session.sender.handle_stage_gone(stages[0]);
+    session.stage_next();
+    session.begin();
+    let job = session.job();
+    assert_eq!(job, None, "there is no room for more");
+    session.sender.handle_stage_gone(stages[1]);
+    let job = session.job().unwrap();
+    assert_eq!((&job.path, session.stage(&job)), (&path(&other), Travel::Absorbed));
+}
+
 #[test]
 fn a_big_file_that_never_rests_is_sent_as_read_and_once_more() {
     let mut session = Session::new(&[content("log")], Some((0, 0)));

@@ -275,7 +275,13 @@ impl Sender {
                 && look.is_linked
                 && let Some(first) = walk.first_name(look.identity, &job.path)
             {
-                return Travel::As(Content::Linked, vec![first]);
+                // A big file that waits is not there for another name to be made of it.
+                let waits = self.deferred.iter().any(|waiting| waiting.path == first);
+                return if waits {
+                    Travel::Later
+                } else {
+                    Travel::As(Content::Linked, vec![first])
+                };
             }
             if let (Mode::Compare { trusted_until }, Kind::Regular { size }) =
                 (walk.mode, &look.entry.kind)
