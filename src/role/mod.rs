@@ -8,6 +8,7 @@ mod checkpointer;
 pub mod identity;
 pub mod options;
 mod problems;
+mod restart;
 mod sink;
 mod source;
 

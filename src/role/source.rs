@@ -9,6 +9,7 @@ use super::batch::{BATCH_JOBS_MAX, Batch};
 use super::identity::SourceIdentity;
 use super::options::SourceOptions;
 use super::problems::Problems;
+use super::restart::{self, Again, Continued, Obstacle};
 use super::{Feed, FeedEvent, LinkError, LinkId, Role, RoleError};
 use crate::journal::{Cursor, Journal, JournalError, ReadError};
 use crate::model::limits::{HEARTBEAT_MS, RECORDS_READ_MAX};
@@ -27,6 +28,10 @@ const BUFFERED_BYTES_MAX: usize = 1 << 20;
 /// Longest time for which records are taken up in one turn. What is longer on its way, a tree
 /// that was moved in or a great recovery, must not keep heartbeats and other roles waiting.
 const DRAIN_TIME_MAX: Duration = Duration::from_millis(20);
+
+/// Longest time that the end of a source takes to be kept. Without, a restart goes on from an
+/// earlier one, and tells what came since again.
+const END_TIME_MAX: Duration = Duration::from_secs(20);
 
 /// Most batches in one turn that gave nothing to send.
 const FILLS_MAX: u32 = 8;
@@ -56,6 +61,10 @@ pub struct Source<F> {
     /// Why nothing is sent at present.
     held: Option<String>,
     held_until: Instant,
+    /// What was journaled in an earlier run and is told again.
+    again: Option<Again>,
+    /// Whether the feed waits for a durable journal to keep what a restart goes on from.
+    owes_sync: bool,
 }
 
 /// One downstream: a session, and what belongs to it.
@@ -86,12 +95,31 @@ impl Source<Watch> {
         let identity = SourceIdentity::load(&options.state_dir, &root, options.accept_root)?;
         let journal = Journal::open(&options.state_dir.join("journal"), options.journal_bytes)
             .map_err(|error| RoleError(format!("the journal cannot be used: {error}")))?;
-        let watch_options = WatchOptions { rescan_interval: options.rescan_interval };
-        let watched = Root::open(path).map_err(|error| fail("cannot open the tree", &error))?;
-        let watch = Watch::new(watched, watch_options).map_err(|error| {
-            fail("cannot watch the tree", &format!("{error}{}", super::watch_advice(&error)))
-        })?;
-        Source::new(options.root.clone(), watch, journal, Reader::new(root), identity)
+        let watch = || {
+            let watch_options = WatchOptions { rescan_interval: options.rescan_interval };
+            let watched = Root::open(path).map_err(|error| fail("cannot open the tree", &error))?;
+            let mut watch = Watch::new(watched, watch_options).map_err(|error| {
+                fail("cannot watch the tree", &format!("{error}{}", super::watch_advice(&error)))
+            })?;
+            watch.keep_catalog(options.state_dir.clone());
+            Ok(watch)
+        };
+        let (path, reader) = (options.root.clone(), Reader::new(root));
+        let mut resumed = watch()?;
+        let reason = match restart::go_on(&mut resumed, &journal, &identity, &options.state_dir) {
+            Ok(continued) => {
+                return Ok(Source::resume(path, resumed, journal, reader, identity, continued));
+            }
+            Err(Obstacle::FirstStart) => None,
+            Err(Obstacle::NewEpoch(reason)) => Some(reason),
+            Err(Obstacle::Hold(error)) if options.accept_root => Some(error.to_string()),
+            Err(Obstacle::Hold(error)) => return Err(error),
+        };
+        drop(resumed);
+        if let Some(reason) = reason {
+            tracing::warn!("{reason}; a new epoch begins, and all replicas compare their trees");
+        }
+        Source::new(path, watch()?, journal, reader, identity)
     }
 }
 
@@ -100,7 +128,7 @@ impl<F: Feed> Source<F> {
     /// never claimed, so a new epoch begins.
     pub fn new(
         path: PathBuf,
-        mut feed: F,
+        feed: F,
         mut journal: Journal,
         reader: Reader,
         identity: SourceIdentity,
@@ -109,9 +137,24 @@ impl<F: Feed> Source<F> {
         journal
             .begin_epoch(identity.tree, epoch)
             .map_err(|error| RoleError(format!("the journal cannot be written: {error}")))?;
-        feed.start(journal.next_sequence());
         let renames = RenameIndex::new(journal.floor());
-        Ok(Source {
+        let continued = Continued { epoch, renames, untold: Vec::new(), again: None };
+        Ok(Source::resume(path, feed, journal, reader, identity, continued))
+    }
+
+    /// Returns a source that goes on in the journal's epoch.
+    fn resume(
+        path: PathBuf,
+        mut feed: F,
+        journal: Journal,
+        reader: Reader,
+        identity: SourceIdentity,
+        continued: Continued,
+    ) -> Self {
+        let Continued { epoch, renames, untold, again } = continued;
+        feed.start(journal.next_sequence());
+        untold.iter().for_each(|path| feed.mark(path));
+        Source {
             path,
             feed,
             journal,
@@ -129,7 +172,9 @@ impl<F: Feed> Source<F> {
             started: Instant::now(),
             held: None,
             held_until: Instant::now(),
-        })
+            again,
+            owes_sync: false,
+        }
     }
 
     /// Returns the feed.
@@ -173,9 +218,56 @@ impl<F: Feed> Source<F> {
             };
             self.feed.committed(position);
             self.renames.drop_through(self.journal.floor());
+            self.keep();
         }
         self.held = held;
         self.is_drained()
+    }
+
+    /// Lets the feed keep what a restart goes on from.
+    fn keep(&mut self) {
+        // What is to be told again is in the journal after the position that is kept by now.
+        if self.again.is_some() {
+            return;
+        }
+        if self.owes_sync
+            && let Err(error) = self.journal.sync()
+        {
+            return tracing::error!("{error}");
+        }
+        let problems = &self.problems;
+        self.owes_sync = self.feed.keep(self.journal.floor(), &mut || problems.paths());
+    }
+
+    /// Has some records of an earlier run told again. Returns whether there were any.
+    fn tell_again(&mut self) -> bool {
+        if !self.feed.is_settled() {
+            return false;
+        }
+        let Some(Again { mut cursor, through }) = self.again.take() else { return false };
+        let mut records = Vec::new();
+        if let Err(error) = self.journal.read(&mut cursor, RECORDS_READ_MAX, &mut records) {
+            // What they name may be other than the replicas have it: they must compare.
+            tracing::error!("{error}; a new epoch begins, and all replicas compare their trees");
+            let (tree, epoch) = (self.identity.tree, self.identity.epoch);
+            self.reset = Some(Position { tree, epoch, sequence: Sequence(0) });
+            for downstream in self.downstreams.values_mut() {
+                downstream.refusal = Some(Refusal::StartOver("a new epoch begins".into()));
+            }
+            return true;
+        }
+        for record in records.iter().filter(|record| record.sequence <= through) {
+            if let Change::Dirty { path, what } = &record.change {
+                let path = self.renames.translate(path, record.sequence);
+                // What they name was sent, most likely: what is equal need not travel.
+                let is_content = what.covers(What::CONTENT);
+                self.feed.tell_again(&path, if is_content { What::COMPARE } else { *what });
+            }
+        }
+        if records.len() == RECORDS_READ_MAX && cursor.after() < through {
+            self.again = Some(Again { cursor, through });
+        }
+        true
     }
 
     /// Returns whether the last drain reached the end, so that what was read before is true if
@@ -213,6 +305,7 @@ impl<F: Feed> Source<F> {
                     }
                 }
                 Some(FeedEvent::Reset(position)) => self.reset = Some(position),
+                None if self.tell_again() => {}
                 None => {
                     self.has_backlog = false;
                     break;
@@ -242,7 +335,8 @@ impl<F: Feed> Source<F> {
         }
         let state = self.state();
         let Some(downstream) = self.downstreams.get_mut(&link) else { return Ok(false) };
-        if let Some(hello) = downstream.hello.take() {
+        if let Some(mut hello) = downstream.hello.take() {
+            forget_lost_position(&mut hello, &self.journal);
             let answer = downstream
                 .sender
                 .handle_message(hello, &state, &self.renames, now)
@@ -444,6 +538,14 @@ impl<F: Feed> Role for Source<F> {
     }
 
     fn shut_down(&mut self) -> Result<(), RoleError> {
+        self.feed.end();
+        let deadline = Instant::now() + END_TIME_MAX;
+        while self.feed.is_ending() && self.again.is_none() && Instant::now() < deadline {
+            self.drain(Instant::now());
+            if self.held.is_some() {
+                break; // The next start finds what is different.
+            }
+        }
         let failed = |error: &dyn std::fmt::Display| {
             RoleError(format!("the journal could not be written at the end: {error}"))
         };
@@ -473,6 +575,19 @@ impl Downstream {
             }
             Err(refusal) => self.refusal = Some(refusal),
         }
+    }
+}
+
+/// Takes the position out of a hello if it is among records that were lost with an unclean end:
+/// nobody knows any more what the downstream has.
+fn forget_lost_position(hello: &mut Message, journal: &Journal) {
+    if let Message::DownstreamHello(hello) = hello
+        && let Some(marks) = hello.watermarks
+        && marks.moved >= journal.floor()
+        && marks.moved <= journal.head()
+        && journal.cursor(marks.moved).is_none()
+    {
+        hello.watermarks = None;
     }
 }
 

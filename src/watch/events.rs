@@ -48,6 +48,7 @@ impl Watch {
         }
         // Events of a descriptor that was removed a moment ago still come.
         let Some(directory) = self.nodes.by_watch(event.watch) else { return };
+        self.touch(directory);
         if event.name.is_empty() {
             return self.handle_self_event(directory, mask);
         }
@@ -170,6 +171,7 @@ impl Watch {
             let other = self.nodes.detach(to.directory, &to.name);
             for (node, place) in [(node, &to), (other, &from)] {
                 if let Some(node) = node {
+                    self.touch(node);
                     self.attach_or_drop(node, place);
                 }
             }
@@ -186,6 +188,7 @@ impl Watch {
             self.drop_node(displaced);
         }
         if let Some(node) = node {
+            self.touch(node);
             self.attach_or_drop(node, &to);
         }
         self.name_goes(&to);

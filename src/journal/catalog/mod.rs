@@ -28,7 +28,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::{Epoch, Name, Sequence, Timestamp, TreeId, TreePath};
+use crate::model::{EpochId, Name, Sequence, Timestamp, TreeId, TreePath};
 use encoding::Decoder;
 pub use writer::{CatalogWriter, Finished};
 
@@ -127,7 +127,7 @@ pub struct Summary {
     /// Which tree.
     pub tree: TreeId,
     /// Which run of watching.
-    pub epoch: Epoch,
+    pub epoch: EpochId,
     /// The journal's head when the scan began: nothing that was recorded up to here is newer than
     /// what is listed.
     pub position: Sequence,
@@ -205,7 +205,7 @@ impl Catalog {
             path: path.clone(),
             summary: Summary {
                 tree: TreeId(0),
-                epoch: Epoch { id: crate::model::EpochId { counter: 0, random: 0 }, parent: None },
+                epoch: EpochId { counter: 0, random: 0 },
                 position: Sequence(0),
                 table_position: Sequence(0),
                 file_systems: Vec::new(),

@@ -1,7 +1,6 @@
 //! The format: what is written is read, and nothing else is.
 
 use super::*;
-use crate::model::EpochId;
 
 fn stamp(inode: u64) -> Stamp {
     Stamp {
@@ -38,7 +37,7 @@ fn directory(parent: u64, name: &[u8], listing: Option<Extent>) -> Option<TableD
 fn summary() -> Summary {
     Summary {
         tree: TreeId(0x0102_0304_0506_0708_090a_0b0c_0d0e_0f10),
-        epoch: Epoch { id: EpochId { counter: 3, random: 0xfeed }, parent: None },
+        epoch: EpochId { counter: 3, random: 0xfeed },
         position: Sequence(70_000),
         table_position: Sequence(70_001),
         file_systems: vec![0xabcd_ef01, 5],
