@@ -575,3 +575,157 @@ fn another_version_of_the_catalog_stops_the_source() {
     assert!(error.contains("has format version 99"), "{error}");
     assert!(fs::read(world.catalog()).unwrap() == bytes, "it was changed");
 }
+
+/// What is not mounted any more is not removed: the source does not even start.
+#[test]
+fn a_mount_that_vanished_while_the_source_was_down_holds_it() {
+    use common::machine::{Mount, need_root, need_tool};
+    if !need_root("a mount in a tree") || !need_tool("mkfs.ext4") {
+        return;
+    }
+    let mount = match Mount::ext4(16 << 20, &[]) {
+        Ok(mount) => mount,
+        Err(error) => return common::skip(&format!("no loop mount: {error}")),
+    };
+    fs::create_dir(mount.path.join("d")).unwrap();
+    fs::write(mount.path.join("d/f"), "on another file system").unwrap();
+    let mut world = Restarts::new();
+    fs::create_dir_all(world.src.join("below/mounted")).unwrap();
+    let place = world.src.join("below/mounted");
+    let bind = match common::machine::Bind::new(&mount.path, &place) {
+        Ok(bind) => bind,
+        Err(error) => return common::skip(&format!("no bind mount: {error}")),
+    };
+    world.start();
+    world.converge();
+    world.wait_for_catalog();
+    world.stop();
+    // Back in its place, nothing is the matter.
+    let epoch = world.epoch();
+    world.start();
+    world.converge();
+    assert_eq!(world.epoch(), epoch);
+    world.stop();
+    drop(bind);
+    let error = world.try_start().unwrap_err().to_string();
+    assert!(error.contains("below/mounted") && error.contains("--accept-root"), "{error}");
+    assert!(world.dst.join("below/mounted/d/f").exists());
+    // Another file system in its place is not it.
+    let other = Mount::ext4(16 << 20, &[]).unwrap();
+    let bind = common::machine::Bind::new(&other.path, &place).unwrap();
+    assert!(world.try_start().is_err());
+    drop(bind);
+    world.accept_root = true;
+    world.start();
+    world.converge();
+    assert!(world.epoch() > epoch);
+    assert!(!world.dst.join("below/mounted/d").exists());
+}
+
+/// A file system that covers a directory at the start is not what was mirrored there.
+#[test]
+fn a_mount_that_covers_a_known_directory_is_held() {
+    use common::machine::{Mount, need_root, need_tool};
+    if !need_root("a mount in a tree") || !need_tool("mkfs.ext4") {
+        return;
+    }
+    let mount = match Mount::ext4(16 << 20, &[]) {
+        Ok(mount) => mount,
+        Err(error) => return common::skip(&format!("no loop mount: {error}")),
+    };
+    fs::write(mount.path.join("foreign"), "foreign").unwrap();
+    let mut world = equal(|src| {
+        fs::create_dir_all(src.join("covered/deep")).unwrap();
+        fs::write(src.join("covered/deep/f"), "f").unwrap();
+        fs::write(src.join("g"), "g").unwrap();
+    });
+    world.stop();
+    let bind = common::machine::Bind::new(&mount.path, &world.src.join("covered")).unwrap();
+    fs::write(world.src.join("g"), "changed").unwrap();
+    world.start();
+    world.connect();
+    let started = Instant::now();
+    while fs::read(world.dst.join("g")).unwrap() != b"changed" {
+        assert!(started.elapsed() < common::patience());
+        world.turn();
+    }
+    for _ in 0..50 {
+        world.turn();
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    assert!(world.dst.join("covered/deep/f").exists());
+    assert!(!world.dst.join("covered/foreign").exists());
+    drop(bind);
+    std::thread::sleep(Duration::from_millis(1100));
+    world.converge();
+}
+
+/// A directory whose inode number was given to another one is not that one.
+#[test]
+fn a_reused_inode_is_no_rename() {
+    let mut world = equal(|src| {
+        for name in ["d", "e"] {
+            fs::create_dir(src.join(name)).unwrap();
+            fs::write(src.join(name).join("f"), name).unwrap();
+        }
+    });
+    world.stop();
+    for name in ["d", "e"] {
+        fs::remove_dir_all(world.src.join(name)).unwrap();
+    }
+    for name in ["x", "y", "z"] {
+        fs::create_dir(world.src.join(name)).unwrap();
+        fs::write(world.src.join(name).join("g"), name).unwrap();
+    }
+    world.start();
+    world.converge();
+    let is_rename = |item: &&Item| matches!(item, Item::Rename { .. } | Item::Exchange { .. });
+    assert_eq!(world.items.iter().find(is_rename), None);
+}
+
+/// Directories and files that changed places while nobody watched are where they belong, and
+/// what has several names does not move as if it had one.
+#[test]
+fn moves_of_every_sort_are_found() {
+    let at = |world: &Restarts, name: &str| world.src.join(name);
+    let mut world = equal(|src| {
+        for name in ["a", "b", "c", "d/deep", "e"] {
+            fs::create_dir_all(src.join(name)).unwrap();
+            fs::write(src.join(name).join("f"), format!("{name:100}")).unwrap();
+        }
+        for name in ["1", "2", "3", "4", "5", "linked"] {
+            fs::write(src.join(name), format!("{name:100}")).unwrap();
+        }
+        fs::hard_link(src.join("linked"), src.join("e/linked")).unwrap();
+    });
+    world.stop();
+    let rename = |from: &str, to: &str| fs::rename(at(&world, from), at(&world, to)).unwrap();
+    // A cycle of directories, one of files, a chain of files, and a swap of a file with a
+    // directory.
+    for cycle in [["a", "b", "c", "tmp"], ["1", "2", "3", "tmp"]] {
+        rename(cycle[2], cycle[3]);
+        rename(cycle[1], cycle[2]);
+        rename(cycle[0], cycle[1]);
+        rename(cycle[3], cycle[0]);
+    }
+    rename("5", "6");
+    rename("4", "5");
+    // What was below comes above, under a new directory of the old name.
+    rename("d", "tmp");
+    fs::create_dir_all(at(&world, "d/new")).unwrap();
+    rename("tmp/deep", "d/new/deep");
+    rename("tmp", "d/new/deep/d");
+    rename("linked", "e/other");
+    world.start();
+    world.converge();
+    assert!(matches!(world.plans[..], [Plan::Resume]));
+    let content: Vec<&Item> = world
+        .items
+        .iter()
+        .filter(|item| {
+            matches!(item, Item::State { content: Content::Inline { .. }, path, .. }
+            if !path.as_bytes().ends_with(b"linked") && path.as_bytes() != b"e/other")
+        })
+        .collect();
+    assert!(content.is_empty(), "{content:?}");
+}

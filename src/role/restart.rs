@@ -59,7 +59,7 @@ pub(super) fn go_on(
     if (summary.tree, summary.epoch) != (tree, epoch.id) || tree != identity.tree {
         return Err(new_epoch(&format!("{path} is of another run than the journal")));
     }
-    let renames = RenameIndex::new(journal.floor());
+    let renames = RenameIndex::new(journal.floor(), journal.floor());
     if summary.position < journal.floor() {
         return Err(new_epoch(&format!("{path} is older than the journal's beginning")));
     }
@@ -79,7 +79,7 @@ pub(super) fn go_on(
             .read(&mut all, RECORDS_READ_MAX, &mut records)
             .map_err(|error| new_epoch(&error))?;
         for record in &records {
-            continued.renames.push(record.sequence, &record.change);
+            continued.renames.push(record);
             if record.sequence > summary.table_position {
                 watch.follow(&record.change);
             }

@@ -137,7 +137,7 @@ impl<F: Feed> Source<F> {
         journal
             .begin_epoch(identity.tree, epoch)
             .map_err(|error| RoleError(format!("the journal cannot be written: {error}")))?;
-        let renames = RenameIndex::new(journal.floor());
+        let renames = RenameIndex::new(journal.floor(), journal.floor());
         let continued = Continued { epoch, renames, untold: Vec::new(), again: None };
         Ok(Source::resume(path, feed, journal, reader, identity, continued))
     }
@@ -285,7 +285,7 @@ impl<F: Feed> Source<F> {
             if let Some(position) = self.reset {
                 let epoch = Epoch { id: position.epoch, parent: None };
                 self.journal.begin_epoch(position.tree, epoch)?;
-                self.renames = RenameIndex::new(self.journal.floor());
+                self.renames = RenameIndex::new(self.journal.floor(), self.journal.floor());
                 (self.epoch, self.reset) = (epoch, None);
             }
             if self.journal.buffered_bytes() >= BUFFERED_BYTES_MAX {
@@ -294,7 +294,7 @@ impl<F: Feed> Source<F> {
             match self.feed.poll_event() {
                 Some(FeedEvent::Record(record)) => {
                     self.has_news |= self.downstreams.len() > 1;
-                    self.renames.push(record.sequence, &record.change);
+                    self.renames.push(&record);
                     self.problems.translate(&record.change);
                     self.journal.append(&record);
                     if let (Some(changed), Change::Dirty { path, what }) =
@@ -323,6 +323,7 @@ impl<F: Feed> Source<F> {
             floor: self.journal.floor(),
             head: self.journal.committed(),
             clock: self.feed.clock(),
+            relayed: None,
         }
     }
 
@@ -336,7 +337,9 @@ impl<F: Feed> Source<F> {
         let state = self.state();
         let Some(downstream) = self.downstreams.get_mut(&link) else { return Ok(false) };
         if let Some(mut hello) = downstream.hello.take() {
-            forget_lost_position(&mut hello, &self.journal);
+            if state.relayed.is_none() {
+                forget_lost_position(&mut hello, &self.journal);
+            }
             let answer = downstream
                 .sender
                 .handle_message(hello, &state, &self.renames, now)

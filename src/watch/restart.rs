@@ -165,7 +165,7 @@ impl Watch {
                     self.nodes.remove(known);
                 }
             }
-            Change::Dirty { .. } | Change::Through { .. } => {}
+            Change::Dirty { .. } | Change::Through(_) => {}
         }
     }
 
