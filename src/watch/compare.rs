@@ -32,6 +32,9 @@ impl Watch {
     /// are hints as events are, so nothing has to be checked; those of files that moved are kept
     /// back until both ends are known.
     pub(super) fn compare(&mut self, id: NodeId) {
+        if self.held.keys().any(|held| self.nodes.is_above(*held, id)) {
+            return; // When it is back.
+        }
         let was_missed = self.unread.remove(&id).is_some();
         let since = Timestamp::default();
         let known = self.nodes.get(id).map(|node| node.identity);
@@ -180,21 +183,13 @@ impl Watch {
             return;
         }
         self.touch(place.directory);
-        if let Some(now) = &now {
-            if now.links > 1 {
-                // All names of a file at once, as in a sweep.
-                if !told.insert(now.identity) && before.is_none() {
-                    return;
-                }
-            }
-            // Written this moment, it may be half written: an event says when it is whole.
-            let is_warm = now.stamp.mtime >= wall_clock().earlier_by_seconds(1);
-            if is_warm
-                && is_regular(&now.stamp)
-                && self.unsettled.touch(place.clone(), Instant::now())
-            {
-                return;
-            }
+        // All names of a file at once, as in a sweep.
+        if let Some(now) = &now
+            && now.links > 1
+            && !told.insert(now.identity)
+            && before.is_none()
+        {
+            return;
         }
         if let (Some(before), Some(now)) = (&before, &now)
             && is_same_file(before, &now.stamp)
@@ -202,7 +197,7 @@ impl Watch {
             let is_content = !is_regular(before)
                 || (before.size, before.mtime) != (now.stamp.size, now.stamp.mtime);
             let what = if is_content { What::CONTENT } else { What::COMPARE };
-            return self.dirty_place(&place, what);
+            return self.tell_compared(&place, &now.stamp, what);
         }
         let device = self.nodes.get(place.directory).map_or(0, |node| node.identity.device);
         // A directory that moved there is there by a rename, which left nothing of the file.
@@ -217,7 +212,15 @@ impl Watch {
         });
         if !is_missed || !is_met {
             let what = if before.is_some() || now.is_none() { What::CONTENT } else { *what_is_new };
-            self.dirty_place(&place, what);
+            self.tell_compared(&place, &now.map_or(Stamp::default(), |now| now.stamp), what);
+        }
+    }
+
+    fn tell_compared(&mut self, place: &Place, now: &Stamp, what: What) {
+        // Written this moment, it may be half written: an event says when it is whole.
+        let is_warm = is_regular(now) && now.mtime >= wall_clock().earlier_by_seconds(1);
+        if !is_warm || !self.unsettled.touch(place.clone(), Instant::now()) {
+            self.dirty_place(place, what);
         }
     }
 }

@@ -28,9 +28,6 @@ use crate::tree::root::{identity_of, stat_at, stat_fd};
 /// Time between two catalogs of a tree that changes, and between two attempts.
 const INTERVAL: Duration = Duration::from_secs(600);
 
-/// Time between two looks whether a catalog is to be written.
-const PAUSE: Duration = Duration::from_secs(1);
-
 /// Records after which a catalog is written anew: a restart after a kill tells them again.
 const RECORDS_MAX: u64 = 131_072;
 
@@ -63,8 +60,10 @@ pub(super) struct Keeper {
     floor: Sequence,
     /// Whether a catalog as of the end is wanted.
     ends: bool,
-    /// When to go on, or to begin.
+    /// When to go on, or to try again.
     next_at: Instant,
+    /// Whether the last attempt failed.
+    failed: bool,
     written_at: Instant,
 }
 
@@ -110,6 +109,7 @@ impl Watch {
             floor: Sequence(0),
             ends: false,
             next_at: now,
+            failed: false,
             written_at: now,
         });
     }
@@ -164,12 +164,11 @@ impl Watch {
     /// Returns when the catalog has something to do.
     pub(super) fn catalog_due(&self) -> Option<Instant> {
         let keeper = self.keeper.as_ref().filter(|_| self.journals && self.restart.is_none())?;
-        let works = keeper.writing.is_some() || keeper.current.is_none();
-        let is_due = keeper.written_at + INTERVAL;
-        match works {
-            true => Some(keeper.next_at),
-            false => (!keeper.touched.is_empty()).then_some(is_due.max(keeper.next_at)),
+        if keeper.writing.is_some() || keeper.current.is_none() {
+            return Some(keeper.next_at);
         }
+        let is_due = keeper.next_at.max(keeper.written_at + INTERVAL);
+        (!keeper.touched.is_empty()).then_some(is_due)
     }
 
     /// Goes on with the catalog. Everything made so far is written to the journal, whose ring has
@@ -184,7 +183,8 @@ impl Watch {
         let Some(mut keeper) = self.keeper.take() else { return false };
         keeper.floor = floor;
         let may = self.journals && self.restart.is_none() && self.recovery.is_none();
-        if !may || keeper.committed.is_none() || !keeper.ends && now < keeper.next_at {
+        let waits = keeper.writing.is_some() || keeper.failed;
+        if !may || keeper.committed.is_none() || !keeper.ends && waits && now < keeper.next_at {
             self.keeper = Some(keeper);
             return false;
         }
@@ -198,13 +198,13 @@ impl Watch {
             Ok(writing) => {
                 needs_sync = matches!(writing, Some(Writing { step: Some(Step::Written(_)), .. }));
                 keeper.writing = writing;
-                let pause = if keeper.writing.is_some() { SLICE } else { PAUSE };
-                keeper.next_at = Instant::now() + pause;
+                keeper.failed = false;
+                keeper.next_at = Instant::now() + SLICE;
             }
             Err(error) => {
                 tracing::warn!("{error}; without a catalog a restart compares whole trees");
                 keeper.next_at = now + INTERVAL;
-                keeper.ends = false;
+                (keeper.failed, keeper.ends) = (true, false);
             }
         }
         self.keeper = Some(keeper);

@@ -200,8 +200,8 @@ impl Watch {
     }
 
     /// Sees to it that no directory is known at a place where a new one was met: what was there
-    /// goes to where it was met itself, if that can be told by now. Else it keeps its path, by
-    /// which others are found to have moved out of it, and comes or is lost in its turn.
+    /// goes to where it was met itself, or out of the way until that can be told. If it was met
+    /// nowhere it keeps its path, by which others are found to have moved out of it.
     fn make_way(
         &mut self,
         place: &Place,
@@ -210,11 +210,15 @@ impl Watch {
     ) {
         let Some(occupant) = self.nodes.child(place.directory, &place.name) else { return };
         let identity = self.nodes.get(occupant).map(|node| node.identity);
-        if let Some(met) = identity.and_then(|identity| places.get(&identity))
-            && let Some(parent) = self.nodes.by_identity(met.parent)
-            && reached.contains(&parent)
-        {
-            self.relink(occupant, &Place { directory: parent, name: met.name.clone() });
+        if let Some(met) = identity.and_then(|identity| places.get(&identity)) {
+            let parent = self.nodes.by_identity(met.parent);
+            let to = match parent.filter(|parent| reached.contains(parent)) {
+                Some(directory) => Place { directory, name: met.name.clone() },
+                None => Place { directory: ROOT, name: format!(".moving-{}", occupant.0).into() },
+            };
+            if parent == Some(to.directory) || self.identity_at(&to).is_none() {
+                self.relink(occupant, &to);
+            }
         }
         self.nodes.detach(place.directory, &place.name);
     }
@@ -281,6 +285,7 @@ impl Watch {
         };
         let occupant = self.nodes.child(to.directory, &to.name);
         let nested = self.nodes.is_above(node, to.directory)
+            || to_path.starts_with(&from_path)
             || occupant.is_some_and(|other| self.nodes.is_above(other, node));
         if nested {
             // Two directories changed places above and below each other. No one rename does
