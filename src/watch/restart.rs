@@ -420,10 +420,13 @@ impl Watch {
                 self.journal_move(change.clone());
             }
         }
+        let targets: FxHashSet<&TreePath> = ends().map(|(_, to, _)| to).collect();
         for (from, to, what) in ends() {
-            let what = if is_true { *what } else { What::CONTENT };
-            self.dirty(from.clone(), What::CONTENT);
-            self.dirty(to.clone(), what);
+            // Where another one came, that is told.
+            if !targets.contains(from) {
+                self.dirty(from.clone(), What::CONTENT);
+            }
+            self.dirty(to.clone(), if is_true { *what } else { What::CONTENT });
         }
     }
 }
