@@ -730,5 +730,9 @@ fn moves_of_every_sort_are_found() {
             if !path.as_bytes().ends_with(b"linked") && path.as_bytes() != b"e/other")
         })
         .collect();
-    assert!(content.is_empty(), "{content:#?} {:#?}", world.items);
+    assert!(
+        content.is_empty(),
+        "{content:?}\n{}",
+        world.items.iter().map(|item| format!("{item:?}\n")).collect::<String>()
+    );
 }

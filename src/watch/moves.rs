@@ -81,7 +81,8 @@ pub(super) type Step = (Change, Vec<usize>);
 
 /// Puts moves into an order: nothing is put where another file still has to go from. The steps
 /// of one group depend on each other, those of two groups do not, so that a group can be left out
-/// as a whole. A cycle is broken by exchanges. Moves that no order exists for are left out.
+/// as a whole. A cycle is broken by a
+/// temporary name. Moves that no order exists for are left out.
 ///
 /// No two of `moves` have the same origin, and no two the same target.
 pub(super) fn order(moves: &[(TreePath, TreePath)]) -> Vec<Vec<Step>> {
@@ -150,21 +151,28 @@ pub(super) fn order(moves: &[(TreePath, TreePath)]) -> Vec<Vec<Step>> {
     steps.into_iter().map(|(_, steps)| steps).filter(|steps| !steps.is_empty()).collect()
 }
 
-/// Appends the exchanges for moves each of which goes to where the next one comes from, and the
+/// Appends the renames for moves each of which goes to where the next one comes from, and the
 /// last to where the first does. If they do not, there is no order, and they are left out.
+///
+/// Not by exchanges: a replica that just came back replaces no file by another before it knows
+/// that neither is a part.
 fn break_cycle(moves: &[(TreePath, TreePath)], cycle: &[usize], steps: &mut Vec<Step>) {
     let next = |at: usize| cycle[(at + 1) % cycle.len()];
     if (0..cycle.len()).any(|at| moves[cycle[at]].1 != moves[next(at)].0) {
         return;
     }
-    // What is at the first place goes to its own one and leaves there what is in the way.
-    let first = &moves[cycle[0]].0;
-    for (at, number) in cycle.iter().enumerate().take(cycle.len() - 1) {
-        let b = moves[next(at)].0.clone();
-        let completes = if at + 2 == cycle.len() { vec![*number, next(at)] } else { vec![*number] };
-        steps.push((Change::Exchange { a: first.clone(), b }, completes));
+    let (first, target) = moves[cycle[0]].clone();
+    let aside = TreePath::root().join(format!("{ASIDE_PREFIX}{}", cycle[0]).as_bytes());
+    steps.push((Change::Rename { from: first, to: aside.clone() }, Vec::new()));
+    for number in cycle[1..].iter().rev() {
+        let (from, to) = moves[*number].clone();
+        steps.push((Change::Rename { from, to }, vec![*number]));
     }
+    steps.push((Change::Rename { from: aside, to: target }, vec![cycle[0]]));
 }
+
+/// How the name begins that a file of a cycle has for a moment, in the root of a replica.
+pub(super) const ASIDE_PREFIX: &str = ".moving-file-";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
@@ -213,11 +221,6 @@ mod tests {
                 Change::Rename { from, to } => {
                     let file = at.remove(&name(from)).expect("what moves is there");
                     assert_eq!(at.insert(name(to), file), None, "{change:?} overwrites");
-                }
-                Change::Exchange { a, b } => {
-                    let (one, other) = (at.remove(&name(a)), at.remove(&name(b)));
-                    at.insert(name(b), one.expect("what moves is there"));
-                    at.insert(name(a), other.expect("what moves is there"));
                 }
                 _ => panic!("{change:?}"),
             }

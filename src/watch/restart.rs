@@ -407,7 +407,18 @@ impl Watch {
             let numbers = group.iter().flat_map(|(_, completes)| completes);
             numbers.map(|number| &plan.ends[*number])
         };
+        // The names that are there only between two renames.
+        let asides: Vec<&TreePath> = group
+            .iter()
+            .filter(|(_, completes)| completes.is_empty())
+            .filter_map(|(change, _)| change.ends().map(|(_, aside)| aside))
+            .collect();
+        let is_free = |aside: &TreePath| {
+            let name = aside.as_bytes().to_vec();
+            self.identity_at(&Place { directory: ROOT, name }).is_none()
+        };
         let is_true = !restart.gave_up
+            && asides.iter().all(|aside| is_free(aside))
             && ends().all(|(from, to, _)| {
                 [from, to].iter().all(|path| {
                     !restart.named.contains(*path)
@@ -418,6 +429,9 @@ impl Watch {
             restart.renames += ends().count();
             for (change, _) in group {
                 self.journal_move(change.clone());
+            }
+            for aside in asides {
+                self.dirty(aside.clone(), What::CONTENT);
             }
         }
         let targets: FxHashSet<&TreePath> = ends().map(|(_, to, _)| to).collect();
