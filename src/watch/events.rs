@@ -199,7 +199,12 @@ impl Watch {
         }
         self.journal_move(Change::Rename { from: from_path, to: to_path });
         self.dirty_place(&from, What::CONTENT);
-        self.dirty_place(&to, What::ATTRIBUTES);
+        // A change that was still to be found in the directory that it left would not be.
+        let is_known = self.sweeps.is_empty()
+            && self.restart.is_none()
+            && !self.uncompared.contains(&from.directory)
+            && !self.unread.contains_key(&from.directory);
+        self.dirty_place(&to, if is_known { What::ATTRIBUTES } else { What::COMPARE });
         if is_directory {
             // Two halves that crossed with others can mislead; looking cannot.
             self.looks.push(Look::At(from));
