@@ -16,7 +16,7 @@ use common::judge::Judge;
 use common::operations::Operations;
 use common::world::with_frame;
 use mirror::model::EpochId;
-use mirror::role::{LinkId, Role as _, RoleError, Sink, SinkOptions, Source, SourceOptions};
+use mirror::role::{LinkId, Peer, Role as _, RoleError, Sink, SinkOptions, Source, SourceOptions};
 use mirror::watch::Watch;
 use mirror::wire::{Content, FrameKind, Item, Message, Plan};
 
@@ -103,8 +103,8 @@ impl Restarts {
         self.links += 1;
         let link = LinkId(self.links);
         self.link = Some(link);
-        self.sink.handle_connected(link, now);
-        self.source.as_mut().unwrap().handle_connected(link, now);
+        self.sink.handle_connected(link, Peer::Upstream, now);
+        self.source.as_mut().unwrap().handle_connected(link, Peer::Downstream, now);
     }
 
     fn cut(&mut self) {
