@@ -67,6 +67,14 @@ pub(super) struct Keeper {
     written_at: Instant,
 }
 
+impl Keeper {
+    /// Returns the last record that the journal holds. What was made after it comes after it, so
+    /// that to name it is never too much.
+    fn head(&self) -> Sequence {
+        self.committed.map_or(Sequence(0), |position| position.sequence)
+    }
+}
+
 /// A catalog that is being written.
 #[derive(Debug)]
 struct Writing {
@@ -144,8 +152,8 @@ impl Watch {
 
     /// Wants a catalog as of the end, if that is another one than there is.
     pub(super) fn end_catalog(&mut self) {
-        let head = Sequence(self.next.0 - 1);
         if let Some(keeper) = &mut self.keeper {
+            let head = keeper.head();
             let is_current = keeper.touched.is_empty()
                 && keeper
                     .current
@@ -213,20 +221,19 @@ impl Watch {
 
     fn wants_catalog(&self, keeper: &Keeper, now: Instant) -> bool {
         let Some(current) = keeper.current.as_ref().filter(|_| !keeper.ends) else { return true };
-        let (position, head) = (current.summary().position.0, self.next.0 - 1);
+        let (position, head) = (current.summary().position.0, keeper.head().0);
         let floor = keeper.floor.0;
         // Before the ring drops it: what is left of it is a quarter of the ring at most.
-        let is_old = floor > 0 && position.saturating_sub(floor) < (head - floor) / 4;
+        let is_old = floor > 0 && position.saturating_sub(floor) < head.saturating_sub(floor) / 4;
         is_old
-            || head - position >= RECORDS_MAX
+            || head.saturating_sub(position) >= RECORDS_MAX
             || !keeper.touched.is_empty() && now >= keeper.written_at + INTERVAL
     }
 
     fn begin_catalog(&mut self, keeper: &mut Keeper) -> Result<Option<Writing>, CatalogError> {
-        self.flush_batch();
         let writer = CatalogWriter::create(&keeper.directory)?;
         Ok(Some(Writing {
-            position: Sequence(self.next.0 - 1),
+            position: keeper.head(),
             extents: FxHashMap::default(),
             touched: FxHashSet::default(),
             warm: FxHashSet::default(),
@@ -442,7 +449,7 @@ impl Watch {
             tree: position.tree,
             epoch: position.epoch,
             position: writing.position,
-            table_position: Sequence(self.next.0 - 1),
+            table_position: keeper.head(),
             file_systems: writing.file_systems.iter().map(|(_, id)| *id).collect(),
             untold,
         }
