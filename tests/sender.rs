@@ -40,6 +40,7 @@ impl Fixture {
             watermarks: None,
             trusted_until: Timestamp::default(),
             empty: true,
+            lacks: Lacks::NOTHING,
         };
         fixture.handle(Message::DownstreamHello(hello)).unwrap();
         fixture.finish_all();

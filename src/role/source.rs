@@ -5,7 +5,7 @@ use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use super::batch::{BATCH_JOBS_MAX, Batch};
+use super::batch::{BATCH_JOBS_MAX, Batch, NumberedSurvey};
 use super::identity::SourceIdentity;
 use super::options::SourceOptions;
 use super::problems::Problems;
@@ -63,6 +63,8 @@ struct Downstream {
     sender: Sender,
     cursor: Option<Cursor>,
     stages: HashMap<StageId, StageReader>,
+    /// What is compared by digests at present.
+    survey: Option<NumberedSurvey>,
     /// Encoded and not handed out.
     frames: VecDeque<Vec<u8>>,
     /// A hello that waits for the first scan.
@@ -253,7 +255,7 @@ impl<F: Feed> Source<F> {
         if !downstream.sender.is_running() {
             return Ok(false);
         }
-        let Downstream { sender, cursor, stages, frames, .. } = downstream;
+        let Downstream { sender, cursor, stages, survey, frames, .. } = downstream;
         if sender.has_fallen_off(&self.renames) {
             let reason = "more renames came than are kept for it".to_string();
             return Err(LinkError::Refuse(Refusal::StartOver(reason)));
@@ -287,6 +289,7 @@ impl<F: Feed> Source<F> {
             &mut self.problems,
         );
         let mut more = batch.read_chunk(sender, stages, &mut self.problems);
+        more |= batch.survey(sender, survey, self.reader.root());
         if batch.has_jobs() {
             more = true;
             self.changed = Some(HashSet::new());
@@ -331,6 +334,7 @@ impl<F: Feed> Role for Source<F> {
             sender: Sender::new(now),
             cursor: None,
             stages: HashMap::new(),
+            survey: None,
             frames: VecDeque::new(),
             hello: None,
             heartbeat_at: now + Duration::from_millis(HEARTBEAT_MS),

@@ -63,6 +63,7 @@ fn hello(marks: Option<(u64, u64)>) -> DownstreamHello {
         watermarks,
         trusted_until: Timestamp::default(),
         empty: watermarks.is_none(),
+        lacks: Lacks::NOTHING,
     }
 }
 
@@ -348,7 +349,7 @@ fn a_need_has_its_subtree_sent_and_is_answered() {
     let job = session.job().unwrap();
     assert_eq!((&job.path, job.what), (&path("d"), What::CONTENT));
     assert!(matches!(job.origin, Origin::Walk(_)));
-    session.sender.visit(&job.origin, vec![path("d/a"), path("d/b")]);
+    session.sender.visit(&job, vec![path("d/a"), path("d/b")], vec![]);
     assert!(session.finish(job));
     assert_eq!(session.sender.poll_through(Timestamp::default()), None, "not all was sent");
     assert_eq!(session.paths(), [path("d/a"), path("d/b")]);
@@ -500,7 +501,7 @@ fn a_walk_goes_on_past_big_files_and_takes_turns_with_them() {
     let root = session.job().unwrap();
     let names: Vec<String> = (0..=TRANSFERS_MAX).map(|number| format!("big-{number}")).collect();
     let children = names.iter().map(String::as_str).chain(["x", "y"]).map(path).collect();
-    session.sender.visit(&root.origin, children);
+    session.sender.visit(&root, children, vec![]);
     assert!(session.finish(root));
     let stages: Vec<StageId> = (0..TRANSFERS_MAX).map(|_| session.stage_next()).collect();
     session.begin();
@@ -554,7 +555,7 @@ fn another_name_of_a_big_file_that_waits_waits_as_well() {
     let names: Vec<String> = (0..=TRANSFERS_MAX).map(|number| format!("big-{number}")).collect();
     let other = format!("other-{TRANSFERS_MAX}");
     let children = names.iter().chain([&other]).map(|name| path(name)).collect();
-    session.sender.visit(&root.origin, children);
+    session.sender.visit(&root, children, vec![]);
     assert!(session.finish(root));
     let stages: Vec<StageId> = (0..TRANSFERS_MAX).map(|_| session.stage_next()).collect();
     session.begin();
@@ -600,7 +601,7 @@ fn a_rename_during_a_comparison_has_both_ends_compared() {
     session.begin();
     let root = session.job().unwrap();
     assert!(root.path.is_root());
-    session.sender.visit(&root.origin, vec![path("a"), path("b")]);
+    session.sender.visit(&root, vec![path("a"), path("b")], vec![]);
     assert!(session.finish(root));
     let job = session.job().unwrap();
     assert_eq!(job.path, path("a"));

@@ -3,6 +3,8 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
+use mirror::model::limits::INLINE_BYTES_MAX;
+use mirror::model::survey::{DirectoryHasher, walk_order};
 use mirror::model::*;
 use mirror::session::ReceiverState;
 use mirror::wire::*;
@@ -40,6 +42,40 @@ impl Tree {
     pub fn children(&self, path: &TreePath) -> Vec<Name> {
         let inside = |known: &&TreePath| known.parent().as_ref() == Some(path);
         self.0.keys().filter(inside).filter_map(|known| known.name().map(<[u8]>::to_vec)).collect()
+    }
+
+    /// The directories of a subtree, in the order of a walk.
+    pub fn directories(&self, path: &TreePath) -> VecDeque<TreePath> {
+        let is_directory = |(_, node): &(&TreePath, &Node)| **node == Node::Directory;
+        let below = self.0.iter().filter(is_directory).map(|(path, _)| path.clone());
+        let mut all: Vec<TreePath> = below.chain([TreePath::root()]).collect();
+        all.retain(|known| known.starts_with(path));
+        all.sort_by(|one, other| walk_order(one.as_bytes(), other.as_bytes()));
+        all.into()
+    }
+
+    /// Digests a directory, and shows the files in it.
+    pub fn survey(
+        &self,
+        path: TreePath,
+        mut glance: impl FnMut(&TreePath, &[u8], Glance),
+    ) -> Surveyed {
+        let metadata =
+            Metadata { mode: 0, uid: 0, gid: 0, mtime: Timestamp::default(), xattrs: Vec::new() };
+        let mut hasher = DirectoryHasher::new(Lacks::NOTHING, metadata.clone());
+        let names = self.children(&path);
+        for name in &names {
+            match self.get(&path.join(name)) {
+                Some(Node::File { version, changed_at }) => {
+                    let kind = Kind::Regular { size: size_of(version) };
+                    hasher.entry(name, &kind, metadata.clone());
+                    let ctime = Timestamp { seconds: changed_at, nanoseconds: 0 };
+                    glance(&path, name, Glance { linked: None, ctime, is_regular: true });
+                }
+                _ => hasher.directory(name),
+            }
+        }
+        Surveyed { path, digest: Some(hasher.finish()), entries: names.len() as u64 }
     }
 
     /// Everything but when it changed.
@@ -83,6 +119,24 @@ impl Home {
             let sequence = self.head().next();
             self.renames.push(&Record::new(sequence, change.clone()));
             self.journal.push(Record::new(sequence, change));
+        }
+    }
+
+    /// Lets users change the tree while nobody watches. What differs at a path afterwards has a
+    /// time of change that says so.
+    pub fn operate_unseen(&mut self, random: &mut fastrand::Rng, now: i64) {
+        self.drain();
+        let before = self.tree.content();
+        for _ in 0..random.usize(..12) {
+            self.operate(random, now);
+        }
+        self.events.clear();
+        for (path, node) in &mut self.tree.0 {
+            if let Node::File { version, changed_at } = node
+                && before.get(path) != Some(&Some(*version))
+            {
+                *changed_at = now;
+            }
         }
     }
 
@@ -235,7 +289,10 @@ impl Replica {
                 }
             }
             Item::StageAbort { stage } => _ = self.stages.remove(stage),
-            Item::Through { .. } | Item::Answered { .. } | Item::Unfinished { .. } => {}
+            Item::Through { .. }
+            | Item::Answered { .. }
+            | Item::Digest { .. }
+            | Item::Unfinished { .. } => {}
         }
         needs
     }
@@ -250,6 +307,11 @@ impl Replica {
         self.tree.0.insert(parent.clone(), Node::Directory);
         needs.push((parent, false));
     }
+}
+
+/// Every fifth version is big; that is all by which versions can be told apart but for content.
+pub fn size_of(version: u64) -> u64 {
+    if version.is_multiple_of(5) { INLINE_BYTES_MAX as u64 + 1 } else { 8 }
 }
 
 pub fn number(raw: &[u8]) -> u64 {

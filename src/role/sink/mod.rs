@@ -1,6 +1,7 @@
 //! A sink: follows one upstream and makes a directory equal to its tree.
 
 mod checkpoints;
+mod comparing;
 mod healing;
 mod open;
 
@@ -15,8 +16,9 @@ use super::checkpointer::Checkpointer;
 use super::{LinkError, LinkId, Received, Role, RoleError};
 use crate::model::limits::{BACKOFF_MS_MAX, BACKOFF_MS_MIN};
 use crate::session::{Receiver, ReceiverState};
+use crate::tree::Survey;
 use crate::tree::replica::{Place, Replica, Room};
-use crate::wire::{Frame, FrameKind, Item, Plan, Refusal, encode_message};
+use crate::wire::{Frame, FrameKind, Item, Plan, RangeId, Refusal, encode_message};
 
 /// Longest time for which directories' times and marks wait while the stream never pauses.
 const FLUSH_INTERVAL: Duration = Duration::from_millis(500);
@@ -37,6 +39,8 @@ pub struct Sink {
     /// The last reason for having no upstream, so that it is said once.
     unreachable: Option<String>,
     flush_at: Option<Instant>,
+    /// What is compared with the upstream's digests, for which range.
+    survey: Option<(RangeId, Survey)>,
     checkpointer: Checkpointer,
     /// Why the last checkpoint failed, as it was said.
     checkpoint_failure: Option<String>,
@@ -151,6 +155,7 @@ impl Role for Sink {
 
     fn handle_connected(&mut self, link: LinkId, now: Instant) {
         self.frames.clear();
+        self.survey = None;
         self.replica.begin_connection();
         if self.adopts && self.state.watermarks.is_none() {
             self.state.forget(); // Whatever it was a replica of, it becomes one of this.
@@ -228,6 +233,7 @@ impl Role for Sink {
         if !waits {
             self.flush(now);
         }
+        self.compare(now);
         // What came with a problem is asked for as long as that takes, and not waited for here.
         let is_whole = self.state.needs().next().is_none() || !self.said.is_empty();
         if self.state.watermarks.is_some() && is_whole {
@@ -269,6 +275,7 @@ impl Role for Sink {
         }
         self.link = None;
         self.received = None;
+        self.survey = None;
         self.flush_at = None;
         self.frames.clear();
         if self.unreachable.as_deref() != Some(reason) {
@@ -299,7 +306,7 @@ impl Role for Sink {
         if let Some((_, look_at)) = self.full {
             next = next.min(look_at);
         }
-        if self.has_trash {
+        if self.has_trash || self.may_compare() {
             next = next.min(self.started); // There is work now.
         }
         Some(next)
@@ -314,6 +321,7 @@ impl Role for Sink {
         {
             return Err(error);
         }
+        self.compare(now);
         self.look_for_room(now);
         if self.has_trash {
             self.has_trash = self.replica.empty_trash(TRASH_ENTRIES_MAX);

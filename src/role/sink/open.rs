@@ -52,6 +52,7 @@ impl Sink {
             ))
         })?;
         let mut state = ReceiverState::new(node);
+        state.lacks = replica.lacks().map_err(|error| fail(&error))?;
         if let Some(checkpoint) = checkpoint {
             state.tree = Some(checkpoint.tree);
             state.trusted_until = checkpoint.trusted_until;
@@ -95,6 +96,7 @@ impl Sink {
             backoff: Duration::from_millis(BACKOFF_MS_MIN),
             unreachable: None,
             flush_at: None,
+            survey: None,
             checkpointer,
             checkpoint_failure: None,
             said: BTreeMap::new(),

@@ -5,6 +5,7 @@
 //! [`Receiver::handle_applied`]; when the tree was flushed, [`Receiver::handle_flushed`] lets
 //! the watermarks follow.
 
+mod ranges;
 mod state;
 
 use std::time::{Duration, Instant};
@@ -13,6 +14,8 @@ use crate::model::limits::*;
 use crate::model::{Change, Sequence, Timestamp, TreePath, Watermarks};
 use crate::wire::message::VERSIONS;
 use crate::wire::{DownstreamHello, Item, Message, Plan, Refusal, StageId, UpstreamHello};
+pub use ranges::Range;
+use ranges::Ranges;
 use state::Need;
 pub use state::ReceiverState;
 
@@ -28,6 +31,7 @@ pub struct Receiver {
     pub upstream_head: (Sequence, Timestamp),
     /// Stages that were given up here, which the upstream is still to be told.
     given_up: Vec<StageId>,
+    ranges: Ranges,
     handled_bytes: u64,
     acked_bytes: u64,
     acked_marks: Option<(Sequence, Sequence, Sequence)>,
@@ -48,6 +52,7 @@ impl Receiver {
             through: None,
             upstream_head: Default::default(),
             given_up: Vec::new(),
+            ranges: Ranges::default(),
             handled_bytes: 0,
             acked_bytes: 0,
             acked_marks: None,
@@ -61,6 +66,7 @@ impl Receiver {
             watermarks: state.watermarks,
             trusted_until: state.trusted_until,
             empty,
+            lacks: state.lacks,
         };
         (receiver, Message::DownstreamHello(hello))
     }
@@ -171,6 +177,7 @@ impl Receiver {
                 state.revision += 1;
                 Ok(false)
             }
+            Item::Digest { .. } => self.ranges.handle_digest(item).map(|()| false),
             _ => Ok(true),
         }
     }
@@ -237,7 +244,8 @@ impl Receiver {
             Item::StageData { .. }
             | Item::StageAbort { .. }
             | Item::Through { .. }
-            | Item::Answered { .. } => need(path, true),
+            | Item::Answered { .. }
+            | Item::Digest { .. } => need(path, true),
         }
         // What is in the way may be another entry than the item's.
         need(path, false);
@@ -280,6 +288,9 @@ impl Receiver {
         self.plan?;
         if let Some(stage) = self.given_up.pop() {
             return Some(Message::StageAbort { stage });
+        }
+        if let Some(answer) = self.ranges.poll_answer() {
+            return Some(answer);
         }
         let moved = self.moved;
         let due = |need: &&mut Need| !need.asked && need.not_before.is_none_or(|at| at <= now);

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crate::model::limits::*;
-use crate::model::{Change, NodeId, Sequence, Timestamp, TreeId, TreePath, Watermarks};
+use crate::model::{Change, Lacks, NodeId, Sequence, Timestamp, TreeId, TreePath, Watermarks};
 
 /// First and longest pause before what failed is asked for again.
 pub(super) const RETRY_MIN: Duration = Duration::from_secs(1);
@@ -26,6 +26,8 @@ pub struct ReceiverState {
     pub trusted_until: Timestamp,
     /// Everything through this sequence is on stable storage.
     pub durable: Sequence,
+    /// What the replica cannot hold.
+    pub lacks: Lacks,
     /// What `trusted_until` becomes when nothing is missing any more.
     pub(super) trusted_next: Option<Timestamp>,
     /// Subtrees that are missing or wrong here.
@@ -58,6 +60,7 @@ impl ReceiverState {
             watermarks: None,
             trusted_until: Timestamp::default(),
             durable: Sequence(0),
+            lacks: Lacks::NOTHING,
             trusted_next: None,
             needs: Vec::new(),
             need_next: 0,
@@ -72,7 +75,8 @@ impl ReceiverState {
 
     /// Forgets everything but who we are, to become a replica of whatever tree there is.
     pub fn forget(&mut self) {
-        *self = ReceiverState { revision: self.revision + 1, ..ReceiverState::new(self.node) };
+        let (revision, lacks) = (self.revision + 1, self.lacks);
+        *self = ReceiverState { revision, lacks, ..ReceiverState::new(self.node) };
     }
 
     /// Returns a number that changes whenever the needs do.
