@@ -555,7 +555,7 @@ fn a_downstream_that_reads_nothing_is_given_up() {
         watermarks: None,
         trusted_until: Timestamp::default(),
         empty: true,
-        lacks: Lacks::NOTHING,
+        lacks: mirror::model::Lacks::NOTHING,
     };
     let mut stream = None;
     pair.wait_for("the source to listen", || {
