@@ -11,12 +11,14 @@
 //! | Need: compared, answered, translated | `a_need_has_its_subtree_sent_and_is_answered`, `a_need_follows_the_renames_that_were_on_their_way` |
 //! | superseding | `a_state_that_was_sent_supersedes_earlier_records`, `attributes_do_not_supersede_content`, `no_state_supersedes_past_a_rename` |
 //! | a file on its way covers its records | `a_file_on_its_way_is_not_staged_twice`, `a_name_that_a_commit_does_not_send_is_read_again` |
-//! | a rename during a comparison marks both ends | `a_rename_during_a_comparison_has_both_ends_compared` |
+//! | a rename during a comparison marks both ends | `a_rename_during_a_comparison_has_both_ends_compared`, and in `digests.rs` |
+//! | reconcile by digests | `digests.rs` |
 //! | I3: what never rests | `a_big_file_that_never_rests_is_sent_as_read_and_once_more` |
 //! | I7: needs are bounded | `too_many_needs_become_one_for_everything` |
 
 #[path = "../common/mod.rs"]
 mod common;
+mod digests;
 mod given;
 
 use std::time::{Duration, Instant};
@@ -100,8 +102,8 @@ impl Session {
         Sequence(self.journal.len() as u64)
     }
 
-    fn message(&mut self, message: Message) -> Option<Message> {
-        let state = SourceState {
+    fn state(&self) -> SourceState {
+        SourceState {
             tree: TreeId(1),
             chain: vec![NodeId(1)],
             epoch: Epoch { id: EPOCH, parent: None },
@@ -109,7 +111,11 @@ impl Session {
             head: self.head(),
             clock: Timestamp::default(),
             relayed: None,
-        };
+        }
+    }
+
+    fn message(&mut self, message: Message) -> Option<Message> {
+        let state = self.state();
         self.sender.handle_message(message, &state, &self.renames, self.now).unwrap()
     }
 

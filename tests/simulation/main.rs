@@ -441,6 +441,7 @@ fn run(seed: u64) -> Result<[u32; 2], String> {
             journal: Vec::new(),
             renames: RenameIndex::new(Sequence(0), Sequence(0)),
             version: 0,
+            carried: Default::default(),
         },
         replica: Replica {
             tree: Tree::default(),

@@ -95,6 +95,8 @@ pub struct Home {
     pub journal: Vec<Record>,
     pub renames: RenameIndex,
     pub version: u64,
+    /// Versions that were moved with a directory above them, which does not change their time.
+    pub carried: BTreeSet<u64>,
 }
 
 impl Home {
@@ -122,8 +124,9 @@ impl Home {
         }
     }
 
-    /// Lets users change the tree while nobody watches. What differs at a path afterwards has a
-    /// time of change that says so.
+    /// Lets users change the tree while nobody watches. What differs at a path afterwards, or may
+    /// differ from what a downstream has there, has a time of change that says so: to find what was
+    /// moved with a directory takes more than times.
     pub fn operate_unseen(&mut self, random: &mut fastrand::Rng, now: i64) {
         self.drain();
         let before = self.tree.content();
@@ -131,12 +134,33 @@ impl Home {
             self.operate(random, now);
         }
         self.events.clear();
+        let carried = std::mem::take(&mut self.carried);
         for (path, node) in &mut self.tree.0 {
             if let Node::File { version, changed_at } = node
-                && before.get(path) != Some(&Some(*version))
+                && (before.get(path) != Some(&Some(*version)) || carried.contains(version))
             {
                 *changed_at = now;
             }
+        }
+    }
+
+    /// Puts what was taken at `from` where it is moved to. A file's time of change tells of that,
+    /// and those of the files below a directory do not.
+    fn put_moved(
+        &mut self,
+        taken: Vec<(TreePath, Node)>,
+        from: &TreePath,
+        to: &TreePath,
+        now: i64,
+    ) {
+        for (path, node) in &taken {
+            if let (Node::File { version, .. }, true) = (node, path != from) {
+                self.carried.insert(*version);
+            }
+        }
+        self.tree.put(taken, from, to);
+        if let Some(Node::File { changed_at, .. }) = self.tree.0.get_mut(to) {
+            *changed_at = now;
         }
     }
 
@@ -185,7 +209,7 @@ impl Home {
                 }
                 self.tree.take(&to);
                 let taken = self.tree.take(&path);
-                self.tree.put(taken, &path, &to);
+                self.put_moved(taken, &path, &to, now);
                 self.events.push_back(Change::Rename { from: path.clone(), to: to.clone() });
                 self.dirty(&path, What::CONTENT);
                 self.dirty(&to, What::ATTRIBUTES);
@@ -197,8 +221,8 @@ impl Home {
                     return;
                 }
                 let (a, b) = (self.tree.take(&path), self.tree.take(&other));
-                self.tree.put(a, &path, &other);
-                self.tree.put(b, &other, &path);
+                self.put_moved(a, &path, &other, now);
+                self.put_moved(b, &other, &path, now);
                 self.events.push_back(Change::Exchange { a: path.clone(), b: other.clone() });
                 self.dirty(&path, What::CONTENT);
                 self.dirty(&other, What::CONTENT);

@@ -221,8 +221,11 @@ impl Role for Sink {
         }
         self.adopts = false;
         self.received = (plan != Plan::Resume).then(Received::default);
-        let how =
-            if plan == Plan::Resume { "resuming by position" } else { "receiving the whole tree" };
+        let how = match plan {
+            Plan::Resume => "resuming by position",
+            Plan::Compare { .. } => "comparing the whole tree",
+            Plan::Full { .. } => "receiving the whole tree",
+        };
         tracing::info!("{}: {how}", self.path.display());
         Ok(())
     }
@@ -236,8 +239,8 @@ impl Role for Sink {
         self.compare(now);
         // What came with a problem is asked for as long as that takes, and not waited for here.
         let is_whole = self.state.needs().next().is_none() || !self.said.is_empty();
-        if self.state.watermarks.is_some() && is_whole {
-            self.received = None;
+        if self.state.watermarks.is_some() && is_whole && self.received.take().is_some() {
+            tracing::info!("{}: it is as its upstream's", self.path.display());
         }
         Ok(())
     }
