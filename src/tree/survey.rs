@@ -286,3 +286,6 @@ fn read_entry(
         is_regular: matches!(kind, Kind::Regular { .. }),
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -274,7 +274,10 @@ impl Replica {
                     return needs;
                 }
                 let own = match self.tree.get(path) {
-                    Some(Node::File { version, .. }) => Some(version),
+                    Some(Node::File { version, .. }) => {
+                        let size = size_of(version);
+                        Some(version).filter(|_| entry.kind == Kind::Regular { size })
+                    }
                     _ => None,
                 };
                 let version = match content {

@@ -64,7 +64,7 @@ impl Receiver {
             node: state.node,
             tree: state.tree,
             watermarks: state.watermarks,
-            trusted_until: state.trusted_until,
+            trusted_until: if empty { Timestamp::default() } else { state.trusted_until },
             empty,
             lacks: state.lacks,
         };
@@ -204,12 +204,16 @@ impl Receiver {
                 marks.moved = *sequence;
             }
             state.follow(change);
-            if self.is_reconciling(state) {
-                return; // The upstream compares both ends by itself.
-            }
         }
+        // During a reconcile the upstream compares both ends by itself. But what could not be moved
+        // there is not at its new end, and what is there instead may only look equal: size and time
+        // vouch for an entry where it was before. Who began with nothing has nothing like that.
+        let is_compared = change.is_some() && self.is_reconciling(state);
+        let is_full = matches!(self.plan, Some(Plan::Full { .. }));
         for (path, content) in needs {
-            state.need(path, content);
+            if !is_compared || content && !is_full {
+                state.need(path, content);
+            }
         }
     }
 
