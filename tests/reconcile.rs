@@ -236,7 +236,7 @@ fn a_sink_without_privileges_is_equal_but_for_what_it_lacks() {
     if !is_root() {
         return common::skip("a_sink_without_privileges_is_equal_but_for_what_it_lacks: no root");
     }
-    let mut pair = Pair::new();
+    let (mut pair, _) = Pair::new_tcp();
     make(&pair.src, 40);
     let flags = rustix::fs::XattrFlags::empty();
     let file = pair.src.join("part-1/section-1/dir-1/file-1");

@@ -17,7 +17,7 @@ fn digest(number: u8) -> Option<DirectoryDigest> {
 
 /// A directory with this number as its digest; none if that is 0.
 fn surveyed(at: &str, number: u8) -> Surveyed {
-    let digest = (number > 0).then(|| DirectoryDigest([number; 16]));
+    let digest = (number > 0).then_some(DirectoryDigest([number; 16]));
     Surveyed { path: path(at), digest, entries: 1 }
 }
 
@@ -26,7 +26,7 @@ fn listed(directories: &[(&str, u8)], is_whole: bool) -> Option<Differs> {
     let listed = |(at, number): &(&str, u8)| Listed {
         shared: 0,
         rest: at.as_bytes().to_vec(),
-        digest: (*number > 0).then(|| DirectoryDigest([*number; 16])),
+        digest: (*number > 0).then_some(DirectoryDigest([*number; 16])),
     };
     Some(Differs { directories: directories.iter().map(listed).collect(), is_whole })
 }
