@@ -38,6 +38,9 @@ pub const RANGES_MAX: usize = 32;
 /// of it to another comparison. An equal range never has as many.
 pub const LISTED_BYTES_MAX: usize = 2 * (RANGE_BYTES + PATH_BYTES_MAX);
 
+/// Most directories in such a list, for the same reason.
+pub const LISTED_MAX: usize = 64 * RANGE_DIRECTORIES_MAX;
+
 /// Most entries that a downstream looks at beyond those that a range has upstream.
 pub const LISTED_ENTRIES_MORE: u64 = 4096;
 
@@ -159,7 +162,8 @@ const _: () = assert!(NAMES_BYTES_MAX + PATH_BYTES_MAX + 4096 <= FRAME_BYTES_MAX
 const _: () = assert!(FRAME_BYTES_MAX as u64 <= WINDOW_CHUNK_BYTES_MAX);
 const _: () = assert!(WINDOW_CHUNK_BYTES_MAX <= WINDOW_BYTES_MIN);
 const _: () = assert!(WINDOW_BYTES_MIN <= WINDOW_BYTES_MAX);
-const _: () = assert!(LISTED_BYTES_MAX + PATH_BYTES_MAX + 4096 <= FRAME_BYTES_MAX);
+const _: () =
+    assert!(LISTED_BYTES_MAX + PATH_BYTES_MAX + 24 * LISTED_MAX + 4096 <= FRAME_BYTES_MAX);
 const _: () = assert!(ACK_BYTES_MAX < WINDOW_CHUNK_BYTES_MAX);
 const _: () = assert!(HEARTBEAT_MS * 2 < SILENCE_MS_MAX);
 const _: () = assert!(JOURNAL_SEGMENTS * SEGMENT_BYTES_MIN <= JOURNAL_BYTES_MIN);

@@ -40,8 +40,12 @@ impl Session {
     fn trusted(marks: Option<(u64, u64)>) -> Session {
         let mut session = Session::new(&[], marks);
         session.sender = Sender::new(session.now);
-        let hello =
-            DownstreamHello { trusted_until: time(TRUSTED_UNTIL), empty: false, ..hello(marks) };
+        let hello = DownstreamHello {
+            trusted_until: time(TRUSTED_UNTIL),
+            trusted_node: Some(NodeId(1)),
+            empty: false,
+            ..hello(marks)
+        };
         session.message(Message::DownstreamHello(hello));
         session
     }
@@ -375,6 +379,18 @@ fn answers_that_cannot_be_are_refused() {
     let mut session = Session::reconcile(&told);
     session.compared(0, None);
     assert!(session.try_compared(0, None).is_err(), "twice");
+    // Some kilobytes that stand for more paths than there is memory.
+    let mut session = Session::reconcile(&told);
+    let deep = "a/".to_string() + &["n"; 30_000].join("/");
+    let first = Listed { shared: 0, rest: deep.clone().into(), digest: None };
+    let more = (0..1000).map(|number| Listed {
+        shared: deep.len() as u32,
+        rest: format!("/{number:09}").into(),
+        digest: None,
+    });
+    let directories = [first].into_iter().chain(more).collect();
+    let refused = session.try_compared(0, Some(Differs { directories, is_whole: true }));
+    assert!(matches!(refused, Err(Refusal::Protocol(_))), "{refused:?}");
     let mut session = Session::trusted(Some((0, 0)));
     session.message(need(5, "d"));
     session.directory("d");

@@ -176,6 +176,8 @@ impl Role for Sink {
         if self.adopts && self.state.watermarks.is_none() {
             self.state.forget(); // Whatever it was a replica of, it becomes one of this.
         }
+        // What cannot be tried, on a disk that is full or read-only, is not known to be lacked.
+        self.state.lacks = self.replica.lacks().unwrap_or(self.state.lacks);
         let empty = self.state.watermarks.is_none() && self.replica.is_empty().unwrap_or(false);
         let (receiver, hello) = Receiver::new(&mut self.state, empty, now);
         self.link = Some((link, receiver));
@@ -215,6 +217,7 @@ impl Role for Sink {
             let flush_at = *self.flush_at.get_or_insert(now + FLUSH_INTERVAL);
             if now >= flush_at {
                 self.flush(now);
+                self.compare(now); // The stream may never pause.
             }
             return Ok(());
         }

@@ -52,7 +52,6 @@ impl Sink {
             ))
         })?;
         let mut state = ReceiverState::new(node);
-        state.lacks = replica.lacks().map_err(|error| fail(&error))?;
         let is_same_boot =
             checkpoint.as_ref().is_some_and(|checkpoint| checkpoint.boot_id == boot_id());
         if let Some(checkpoint) = checkpoint {

@@ -123,10 +123,11 @@ impl Receiver {
         let Ranges { waiting, found, bytes, entries, entries_more, .. } = &mut self.ranges;
         let Some(range) = waiting.front() else { return false };
         *entries += surveyed.entries + 1;
-        *bytes += surveyed.path.as_bytes().len() + 32;
+        *bytes += surveyed.path.as_bytes().len();
         found.push((surveyed.path, surveyed.digest));
-        let goes_on =
-            *entries <= range.entries.saturating_add(*entries_more) && *bytes <= LISTED_BYTES_MAX;
+        let goes_on = *entries <= range.entries.saturating_add(*entries_more)
+            && *bytes <= LISTED_BYTES_MAX
+            && found.len() < LISTED_MAX;
         if !goes_on {
             self.ranges.finish(false);
         }

@@ -168,9 +168,9 @@ impl Comparison {
         item
     }
 
-    /// Returns whether there is room for another range.
+    /// Returns whether there is room for another range, besides those of which a rest is left.
     fn may_tell(&self) -> bool {
-        self.told.len() < RANGES_MAX
+        self.told.len() + self.again.len() < RANGES_MAX
     }
 }
 
@@ -224,7 +224,7 @@ impl Sender {
     pub fn handle_surveyed(&mut self, surveyed: Surveyed) -> Option<Item> {
         let gathered = &mut self.comparison.gathered;
         gathered.entries += surveyed.entries + 1;
-        gathered.bytes += listed_bytes(&surveyed.path);
+        gathered.bytes += surveyed.path.as_bytes().len();
         gathered.directories.push((surveyed.path, surveyed.digest));
         let is_full = gathered.directories.len() >= self.comparison.directories_max
             || gathered.entries >= RANGE_ENTRIES
@@ -245,7 +245,7 @@ impl Sender {
     pub fn poll_digest(&mut self) -> Option<Item> {
         let is_sent = |(_, walk): &(u64, Walk)| walk.reach != Reach::Directory || walk.is_done();
         if self.comparison.again.is_empty()
-            || !self.comparison.may_tell()
+            || self.comparison.told.len() >= RANGES_MAX
             || !self.walks.iter().all(is_sent)
         {
             return None;
@@ -368,11 +368,16 @@ fn is_untrusted(ctime: Timestamp, trusted_until: Timestamp) -> bool {
 fn unpack(differs: Differs, range: &Range) -> Option<Vec<Found>> {
     let (through, _) = range.directories.last()?;
     let mut found: Vec<Found> = Vec::new();
-    let mut bytes = Vec::new();
+    let (mut bytes, mut all_bytes) = (Vec::new(), 0);
     for listed in differs.directories {
         let shared = usize::try_from(listed.shared).ok().filter(|shared| *shared <= bytes.len())?;
         bytes.truncate(shared);
         bytes.extend_from_slice(&listed.rest);
+        // What is shared takes no bytes of the message, and would take memory without end here.
+        all_bytes += bytes.len();
+        if all_bytes > LISTED_BYTES_MAX + PATH_BYTES_MAX {
+            return None;
+        }
         let path = TreePath::new(bytes.clone()).ok()?;
         let before = found.last().map(|(path, _)| path).or(range.after.as_ref());
         let is_in_order = before.is_none_or(|before| order(before, &path).is_lt());
@@ -387,11 +392,6 @@ fn unpack(differs: Differs, range: &Range) -> Option<Vec<Found>> {
 
 fn order(one: &TreePath, other: &TreePath) -> Ordering {
     walk_order(one.as_bytes(), other.as_bytes())
-}
-
-/// Returns how many bytes a directory takes in a list, at most.
-pub(crate) fn listed_bytes(path: &TreePath) -> usize {
-    path.as_bytes().len() + 32
 }
 
 /// Most paths that differ, or are to be compared for themselves, while more is surveyed.
