@@ -22,6 +22,9 @@
 //! | [`event_loop`] | the only place that knows sockets, timers and signals |
 //! | [`cli`] | the command line |
 //!
+//! Where a replica has no position, both sides walk their trees in the same order and compare
+//! digests ([`tree::survey`], [`model::survey`]); only what differs is read and sent.
+//!
 //! The journal says *what changed*; what is sent is the *state at that path when its turn
 //! comes*. Renames overtake states: how they are kept in step is told in [`session`].
 

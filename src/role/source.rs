@@ -5,7 +5,7 @@ use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use super::batch::{BATCH_JOBS_MAX, Batch};
+use super::batch::{BATCH_JOBS_MAX, Batch, NumberedSurvey};
 use super::identity::SourceIdentity;
 use super::options::SourceOptions;
 use super::problems::Problems;
@@ -75,13 +75,21 @@ pub(super) struct Session {
     pub(super) sender: Sender,
     cursor: Option<Cursor>,
     stages: HashMap<StageId, StageReader>,
+    /// What is compared by digests at present.
+    survey: Option<NumberedSurvey>,
     /// Encoded and not handed out.
     pub(super) frames: VecDeque<EncodedFrame>,
 }
 
 impl Session {
     pub(super) fn new(sender: Sender) -> Session {
-        Session { sender, cursor: None, stages: HashMap::new(), frames: VecDeque::new() }
+        Session {
+            sender,
+            cursor: None,
+            stages: HashMap::new(),
+            survey: None,
+            frames: VecDeque::new(),
+        }
     }
 }
 
@@ -347,7 +355,9 @@ impl<F: SourceFeed> Source<F> {
             }
         }
         let session = session_of(&mut self.downstreams, &mut self.lead, target);
-        let Some(Session { sender, cursor, stages, frames }) = session else { return Ok(false) };
+        let Some(Session { sender, cursor, stages, survey, frames }) = session else {
+            return Ok(false);
+        };
         if !sender.is_running() {
             return Ok(false);
         }
@@ -384,6 +394,7 @@ impl<F: SourceFeed> Source<F> {
             &mut self.problems,
         );
         let mut more = batch.read_chunk(sender, stages, &mut self.problems);
+        more |= batch.survey(sender, survey, self.reader.root());
         if batch.has_jobs() {
             more = true;
             self.changed = Some(HashSet::new());

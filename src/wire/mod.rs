@@ -8,6 +8,7 @@ pub use frame::{
     EncodedFrame, Frame, FrameDecoder, FrameError, FrameKind, ItemsFrame, encode_message,
 };
 pub use message::{
-    Content, DownstreamHello, Item, Message, Plan, Refusal, StageId, UpstreamHello, Versions,
+    Content, Differs, DownstreamHello, Item, Listed, Message, Plan, RangeId, Refusal, StageId,
+    UpstreamHello, Versions,
 };
 pub use url::{HostPort, Url, UrlError};
