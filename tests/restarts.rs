@@ -139,7 +139,7 @@ impl Restarts {
         source.handle_timeout(now).unwrap();
         let Some(link) = self.link else { return false };
         match source.poll_transmit(link, now) {
-            Ok(frame) => self.down.extend(frame),
+            Ok(frame) => self.down.extend(frame.map(|frame| frame.to_vec())),
             Err(_) => {
                 self.cut();
                 return false;

@@ -96,6 +96,54 @@ pub fn read_xattrs_at(
     )
 }
 
+/// Reads the mirrored attributes of many entries of one directory, by their names.
+#[derive(Debug)]
+pub struct NamedXattrs {
+    path: Vec<u8>,
+    directory_bytes: usize,
+}
+
+impl NamedXattrs {
+    /// Returns what reads in this directory, for as long as that is open.
+    pub fn new(directory: impl AsFd) -> Self {
+        // Each name is looked up along all of this path: a link less on it is a fifth of the time.
+        static OWN: std::sync::OnceLock<String> = std::sync::OnceLock::new();
+        let own = OWN.get_or_init(|| {
+            let own = rustix::fs::readlink("/proc/self", Vec::new()).ok();
+            own.and_then(|own| own.into_string().ok()).unwrap_or_else(|| "self".into())
+        });
+        let path = format!("/proc/{own}/fd/{}/", directory.as_fd().as_raw_fd());
+        NamedXattrs { directory_bytes: path.len(), path: path.into_bytes() }
+    }
+
+    /// As [`read_xattrs`], of the entry `name` itself. It costs no memory if there are none.
+    ///
+    /// # Errors
+    ///
+    /// What keeps the attributes from being read.
+    pub fn read(&mut self, name: &[u8]) -> io::Result<Vec<Xattr>> {
+        self.path.truncate(self.directory_bytes);
+        self.path.extend_from_slice(name);
+        let path = &self.path[..];
+        read_with(
+            |_| (),
+            |buffer| rustix::fs::llistxattr(path, buffer),
+            |name, buffer| rustix::fs::lgetxattr(path, name, buffer),
+        )
+    }
+}
+
+/// Returns the metadata that a `statx` answer names, with these attributes.
+pub fn metadata_of(stat: &Statx, xattrs: Vec<Xattr>) -> Metadata {
+    Metadata {
+        mode: mode_bits(stat),
+        uid: stat.stx_uid,
+        gid: stat.stx_gid,
+        mtime: timestamp(stat.stx_mtime),
+        xattrs,
+    }
+}
+
 /// Reads the mirrored attributes of the entry behind a handle, sorted by name.
 pub fn read_xattrs_handle(handle: impl AsFd) -> io::Result<Vec<Xattr>> {
     let path = descriptor_path(handle.as_fd());

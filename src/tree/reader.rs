@@ -10,10 +10,10 @@ use rustix::buffer::{SpareCapacity, spare_capacity};
 use rustix::fs::{FileType, Mode, OFlags, RawDir, SeekFrom, Statx};
 use rustix::io::Errno;
 
-use super::metadata::{entry_kind, read_xattrs, read_xattrs_at, timestamp};
+use super::metadata::{entry_kind, metadata_of, read_xattrs, read_xattrs_at, timestamp};
 use super::root::{Root, identity_of, open_beneath, stat_at, stat_fd};
 use crate::model::path::check_name;
-use crate::model::{Entry, Identity, Kind, Metadata, Name, StageDigest, Timestamp, TreePath};
+use crate::model::{Entry, Identity, Kind, Name, StageDigest, Timestamp, TreePath};
 
 /// Reads states below one root.
 #[derive(Debug)]
@@ -504,7 +504,7 @@ fn opened_entry(
         _ => false,
     };
     Ok(Box::new(Opened {
-        entry: Entry { kind, metadata: metadata(&stat, xattrs) },
+        entry: Entry { kind, metadata: metadata_of(&stat, xattrs) },
         identity: identity_of(&stat),
         ctime: timestamp(stat.stx_ctime),
         links: stat.stx_nlink,
@@ -523,7 +523,7 @@ fn opened_directory(
     let stat = stat_fd(&fd)?;
     let xattrs = read_xattrs(&fd, left_out)?;
     Ok(Box::new(Opened {
-        entry: Entry { kind: Kind::Directory, metadata: metadata(&stat, xattrs) },
+        entry: Entry { kind: Kind::Directory, metadata: metadata_of(&stat, xattrs) },
         identity: identity_of(&stat),
         ctime: timestamp(stat.stx_ctime),
         links: 1,
@@ -617,16 +617,6 @@ fn has_holes(stat: &Statx, size: u64, file: &OwnedFd) -> io::Result<bool> {
 
 fn holder(stat: &Statx) -> Holder {
     Holder { identity: identity_of(stat), mtime: timestamp(stat.stx_mtime) }
-}
-
-fn metadata(stat: &Statx, xattrs: Vec<crate::model::Xattr>) -> Metadata {
-    Metadata {
-        mode: u32::from(stat.stx_mode) & 0o7777,
-        uid: stat.stx_uid,
-        gid: stat.stx_gid,
-        mtime: timestamp(stat.stx_mtime),
-        xattrs,
-    }
 }
 
 #[cfg(test)]

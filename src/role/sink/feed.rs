@@ -156,6 +156,7 @@ impl Sink {
             | Item::StageAbort { .. }
             | Item::Through { .. }
             | Item::Answered { .. }
+            | Item::Digest { .. }
             | Item::Unfinished { .. } => {}
         }
     }

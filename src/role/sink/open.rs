@@ -98,6 +98,7 @@ impl Sink {
             backoff: Duration::from_millis(BACKOFF_MS_MIN),
             unreachable: None,
             flush_at: None,
+            survey: None,
             checkpointer,
             checkpoint_failure: None,
             said: BTreeMap::new(),

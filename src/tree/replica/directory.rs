@@ -62,7 +62,8 @@ impl StagedDirectory {
             | Item::StageData { .. }
             | Item::StageAbort { .. }
             | Item::Through { .. }
-            | Item::Answered { .. } => true,
+            | Item::Answered { .. }
+            | Item::Digest { .. } => true,
         }
     }
 }
