@@ -1,0 +1,136 @@
+//! Attributes and kinds of entries.
+
+use std::fs::{self, File};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::time::Duration;
+
+use rustix::fs::{CWD, FileType, Mode, XattrFlags};
+
+use crate::common;
+use crate::common::machine::{is_root, need_root};
+use crate::common::operations::acl;
+use crate::common::pair::inode;
+use crate::{live, write};
+
+#[test]
+fn attributes_alone_keep_the_inode() {
+    let pair = live(|src| {
+        write(src.join("f"), vec![3; 300_000]);
+        fs::create_dir(src.join("d")).unwrap();
+        write(src.join("d/g"), "g");
+    });
+    let kept = ["f", "d", "d/g"].map(|name| (name, inode(&pair.dst.join(name))));
+    fs::set_permissions(pair.src.join("f"), fs::Permissions::from_mode(0o4711)).unwrap();
+    fs::set_permissions(pair.src.join("d"), fs::Permissions::from_mode(0o1750)).unwrap();
+    pair.converge();
+    let time = std::time::UNIX_EPOCH + Duration::new(1_234_567_890, 123_456_789);
+    // Both times: for the modification time alone the kernel reports a write, not a change of
+    // attributes.
+    let times = fs::FileTimes::new().set_modified(time).set_accessed(time);
+    File::open(pair.src.join("f")).unwrap().set_times(times).unwrap();
+    File::open(pair.src.join("d")).unwrap().set_times(times).unwrap();
+    pair.converge();
+    let flags = XattrFlags::empty();
+    rustix::fs::setxattr(pair.src.join("f"), "user.x", b"value", flags).unwrap();
+    let list = acl(1001, 6);
+    rustix::fs::setxattr(pair.src.join("d/g"), "system.posix_acl_access", &list, flags).unwrap();
+    rustix::fs::setxattr(pair.src.join("d"), "system.posix_acl_default", &list, flags).unwrap();
+    pair.converge();
+    rustix::fs::removexattr(pair.src.join("f"), "user.x").unwrap();
+    pair.converge();
+    if is_root() {
+        std::os::unix::fs::chown(pair.src.join("f"), Some(1234), Some(4321)).unwrap();
+        rustix::fs::setxattr(pair.src.join("f"), "trusted.x", b"value", flags).unwrap();
+        pair.converge();
+    }
+    for (name, before) in kept {
+        assert_eq!(inode(&pair.dst.join(name)), before, "{name} was made anew");
+    }
+    // New entries below a default ACL get what the source has, not what they inherit.
+    write(pair.src.join("d/new"), "new");
+    fs::create_dir(pair.src.join("d/e")).unwrap();
+    pair.converge();
+}
+
+/// What the host's own security modules know of its files is theirs, which is said, and once.
+#[test]
+fn attributes_that_are_not_mirrored_are_named_once() {
+    if !need_root("attributes_that_are_not_mirrored_are_named_once") {
+        return;
+    }
+    let mut pair = live(|_| ());
+    for name in ["f", "g", "h"] {
+        write(pair.src.join(name), name);
+        let flags = XattrFlags::empty();
+        rustix::fs::setxattr(pair.src.join(name), "user.kept", b"1", flags).unwrap();
+        let set = rustix::fs::setxattr(pair.src.join(name), "security.mirror", b"1", flags);
+        if let Err(error) = set {
+            return common::skip(&format!("no security attributes: {error}"));
+        }
+    }
+    assert!(pair.source().wait_log("security.mirror is not mirrored", common::patience()));
+    let attribute = |name: &str, attribute: &str| {
+        let mut value = [0; 8];
+        rustix::fs::getxattr(pair.dst.join(name), attribute, &mut value).is_ok()
+    };
+    for name in ["f", "g", "h"] {
+        pair.wait_for("the attribute", || attribute(name, "user.kept"));
+        assert!(!attribute(name, "security.mirror"));
+    }
+    let log = pair.source.as_ref().unwrap().log();
+    assert_eq!(log.matches("security.mirror").count(), 1, "{log}");
+}
+
+#[test]
+fn fifos_sockets_and_devices() {
+    let node = |path: &Path, kind, device| {
+        rustix::fs::mknodat(CWD, path, kind, Mode::from(0o640), device).unwrap();
+    };
+    let pair = live(|src| {
+        node(&src.join("fifo"), FileType::Fifo, 0);
+        node(&src.join("socket"), FileType::Socket, 0);
+    });
+    node(&pair.src.join("fifo2"), FileType::Fifo, 0);
+    fs::rename(pair.src.join("fifo"), pair.src.join("fifo3")).unwrap();
+    pair.converge();
+    if need_root("fifos_sockets_and_devices, its devices,") {
+        let device = rustix::fs::makedev(240, 7);
+        node(&pair.src.join("character"), FileType::CharacterDevice, device);
+        node(&pair.src.join("block"), FileType::BlockDevice, rustix::fs::makedev(241, 300));
+        pair.converge();
+        // The same name, another number.
+        fs::remove_file(pair.src.join("character")).unwrap();
+        let device = rustix::fs::makedev(240, 8);
+        node(&pair.src.join("character"), FileType::CharacterDevice, device);
+        pair.converge();
+    }
+}
+
+#[test]
+fn kinds_change_under_one_name() {
+    let pair = live(|src| write(src.join("x"), "file"));
+    let path = pair.src.join("x");
+    let makers: [(&str, &dyn Fn()); 4] = [
+        ("directory", &|| {
+            fs::create_dir(&path).unwrap();
+            write(path.join("f"), "f");
+        }),
+        ("symlink", &|| std::os::unix::fs::symlink("nowhere", &path).unwrap()),
+        ("fifo", &|| {
+            rustix::fs::mknodat(CWD, &path, FileType::Fifo, Mode::from(0o600), 0).unwrap();
+        }),
+        ("file", &|| write(&path, "file")),
+    ];
+    for (_, first) in &makers {
+        for (name, second) in &makers {
+            common::operations::remove(&path).unwrap();
+            first();
+            common::operations::remove(&path).unwrap();
+            second();
+            println!("to {name}");
+            pair.wait_equal();
+        }
+    }
+    pair.converge();
+}
