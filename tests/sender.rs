@@ -31,7 +31,7 @@ impl Fixture {
     /// Returns a sender to an empty downstream that has got everything.
     fn new() -> Fixture {
         let now = Instant::now();
-        let renames = RenameIndex::new(Sequence(0));
+        let renames = RenameIndex::new(Sequence(0), Sequence(0));
         let mut fixture = Fixture { sender: Sender::new(now), renames, now };
         let hello = DownstreamHello {
             versions: VERSIONS,
@@ -54,6 +54,7 @@ impl Fixture {
             floor: Sequence(0),
             head: HEAD,
             clock: seconds(1000),
+            relayed: None,
         };
         self.sender.handle_message(message, &source, &self.renames, self.now)
     }
@@ -163,7 +164,7 @@ fn a_need_from_before_the_renames_that_are_kept_begins_anew() {
     let mut fixture = Fixture::new();
     for (sequence, from, to) in [(10, "a", "b"), (11, "b", "c")] {
         let change = Change::Rename { from: path(from), to: path(to) };
-        fixture.renames.push(Sequence(sequence), &change);
+        fixture.renames.push(&Record::new(Sequence(sequence), change));
         assert!(fixture.sender.poll_rename(&fixture.renames).is_some());
     }
     fixture.need(1, "a", true).unwrap();

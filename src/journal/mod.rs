@@ -560,7 +560,7 @@ fn paths_fit(change: &Change) -> bool {
         Change::Dirty { path, .. } => fits(path),
         Change::Rename { from, to } => fits(from) && fits(to),
         Change::Exchange { a, b } => fits(a) && fits(b),
-        Change::Through { .. } => true,
+        Change::Through(_) => true,
     }
 }
 

@@ -427,7 +427,8 @@ mod tests {
         let long = vec![vec![b'n'; 255]; 256].join(&b'/');
         let path = TreePath::new(long).unwrap();
         let change = Change::Rename { from: path.clone(), to: path };
-        let record = Record { sequence: Sequence(u64::MAX), change };
+        let record =
+            Record { sequence: Sequence(u64::MAX), origin: Some(Sequence(u64::MAX)), change };
         let mut bytes = Vec::new();
         assert_eq!(encode_frame(&record, &mut bytes), bytes.len());
         let Frame::Whole { payload, .. } = split_frame(&bytes) else { panic!() };

@@ -60,6 +60,12 @@ pub const NAMES_BYTES_MAX: usize = 128 << 10;
 /// Most renames that a cursor may have ahead of it before it has fallen off the journal.
 pub const RENAMES_MAX: usize = 65_536;
 
+/// Most marks of a relay's journal that are kept in memory; beyond, every second one is left out.
+pub const MARKS_MAX: usize = 8192;
+
+/// Most marks that a relay's sender keeps back while a big file is on its way.
+pub const MARKS_HELD_MAX: usize = 1024;
+
 /// Most paths that a sender remembers as sent, to leave out records that are covered already.
 pub const SENT_PATHS_MAX: usize = 65_536;
 

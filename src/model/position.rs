@@ -4,6 +4,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use super::Timestamp;
+
 macro_rules! random_id {
     ($(#[$doc:meta])* $name:ident) => {
         $(#[$doc])*
@@ -94,4 +96,19 @@ pub struct Watermarks {
     pub moved: Sequence,
     /// Every record through this sequence is applied.
     pub applied: Sequence,
+}
+
+/// How far a relay was at some place of its journal: everything that this names is above it there,
+/// and was in place in the relay's tree when it was written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mark {
+    /// How far, in the upstream's numbers.
+    pub watermarks: Watermarks,
+    /// The origin's clock when it knew of no change that is not named.
+    pub clock: Timestamp,
+    /// The relay's own clock when all was in place.
+    pub here: Timestamp,
+    /// Whether nothing was missing besides. Only then downstreams may take it for their own
+    /// position: what the relay still asks for, they do not know of.
+    pub is_whole: bool,
 }

@@ -4,15 +4,24 @@ use std::ops::{BitOr, BitOrAssign};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Sequence, TreePath};
+use super::{Mark, Sequence, TreePath};
 
 /// A change with its place in the journal.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
-    /// Its number within the epoch; the journal's records have rising numbers.
+    /// Its number in the journal that holds it; these rise.
     pub sequence: Sequence,
+    /// In a relay's journal, the number that a rename has upstream: what downstreams hear.
+    pub origin: Option<Sequence>,
     /// What happened.
     pub change: Change,
+}
+
+impl Record {
+    /// Returns a record that was made here.
+    pub fn new(sequence: Sequence, change: Change) -> Self {
+        Record { sequence, origin: None, change }
+    }
 }
 
 /// What happened to an entry. Append-only: the encoding holds the variant's number.
@@ -39,11 +48,8 @@ pub enum Change {
         /// The other.
         b: TreePath,
     },
-    /// In a relay's journal: everything of the upstream's through this sequence is above.
-    Through {
-        /// The upstream's sequence.
-        sequence: Sequence,
-    },
+    /// In a relay's journal: how far the relay was with its upstream's records.
+    Through(Mark),
 }
 
 impl Change {
@@ -52,7 +58,7 @@ impl Change {
         match self {
             Change::Rename { from, to } => Some((from, to)),
             Change::Exchange { a, b } => Some((a, b)),
-            Change::Dirty { .. } | Change::Through { .. } => None,
+            Change::Dirty { .. } | Change::Through(_) => None,
         }
     }
 
@@ -78,7 +84,7 @@ impl Change {
         match self {
             Change::Rename { from, to } => path.rebase(from, to),
             Change::Exchange { a, b } => path.rebase(a, b).or_else(|| path.rebase(b, a)),
-            Change::Dirty { .. } | Change::Through { .. } => None,
+            Change::Dirty { .. } | Change::Through(_) => None,
         }
     }
 }

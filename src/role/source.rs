@@ -110,7 +110,7 @@ impl<F: Feed> Source<F> {
             .begin_epoch(identity.tree, epoch)
             .map_err(|error| RoleError(format!("the journal cannot be written: {error}")))?;
         feed.start(journal.next_sequence());
-        let renames = RenameIndex::new(journal.floor());
+        let renames = RenameIndex::new(journal.floor(), journal.floor());
         Ok(Source {
             path,
             feed,
@@ -193,7 +193,7 @@ impl<F: Feed> Source<F> {
             if let Some(position) = self.reset {
                 let epoch = Epoch { id: position.epoch, parent: None };
                 self.journal.begin_epoch(position.tree, epoch)?;
-                self.renames = RenameIndex::new(self.journal.floor());
+                self.renames = RenameIndex::new(self.journal.floor(), self.journal.floor());
                 (self.epoch, self.reset) = (epoch, None);
             }
             if self.journal.buffered_bytes() >= BUFFERED_BYTES_MAX {
@@ -202,7 +202,7 @@ impl<F: Feed> Source<F> {
             match self.feed.poll_event() {
                 Some(FeedEvent::Record(record)) => {
                     self.has_news |= self.downstreams.len() > 1;
-                    self.renames.push(record.sequence, &record.change);
+                    self.renames.push(&record);
                     self.problems.translate(&record.change);
                     self.journal.append(&record);
                     if let (Some(changed), Change::Dirty { path, what }) =
@@ -230,6 +230,7 @@ impl<F: Feed> Source<F> {
             floor: self.journal.floor(),
             head: self.journal.committed(),
             clock: self.feed.clock(),
+            relayed: None,
         }
     }
 

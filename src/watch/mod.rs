@@ -471,7 +471,7 @@ impl Watch {
     fn push_record(&mut self, change: Change) {
         if self.journals {
             tracing::trace!("{}: {change:?}", self.next.0);
-            self.records.push_back(Record { sequence: self.next, change });
+            self.records.push_back(Record::new(self.next, change));
             self.next = self.next.next();
         }
     }

@@ -113,7 +113,7 @@ fn unfinished_files_are_told_behind_the_renames_that_were_missed() {
     let told = unfinished.map(|path| Item::Unfinished { path });
     assert_eq!(items[..2], told);
     let sequence = Sequence(first);
-    feed.records.borrow_mut().push_back(Record { sequence, change: rename("a", "b") });
+    feed.records.borrow_mut().push_back(Record::new(sequence, rename("a", "b")));
     let head = upstream.head;
     let marks = Watermarks { epoch: upstream.epoch.id, moved: head, applied: head };
     connect(&mut source, after, DownstreamHello { watermarks: Some(marks), ..hello(None) });
@@ -121,9 +121,7 @@ fn unfinished_files_are_told_behind_the_renames_that_were_missed() {
     assert!(matches!(items[0], Item::Rename { .. }), "{items:?}");
     assert_eq!(items[1..3], told);
     // To those who stay it is no news.
-    feed.records
-        .borrow_mut()
-        .push_back(Record { sequence: Sequence(first + 1), change: rename("b", "c") });
+    feed.records.borrow_mut().push_back(Record::new(Sequence(first + 1), rename("b", "c")));
     let (_, items) = transmitted(&mut source, after);
     assert!(!items.iter().any(|item| matches!(item, Item::Unfinished { .. })), "{items:?}");
 }
@@ -166,9 +164,7 @@ fn a_new_name_does_not_stand_for_the_content() {
     let changes =
         [(new, What::NAME)].into_iter().chain(between).chain([(old.clone(), What::CONTENT)]);
     for (sequence, (path, what)) in (first..).map(Sequence).zip(changes) {
-        feed.records
-            .borrow_mut()
-            .push_back(Record { sequence, change: Change::Dirty { path, what } });
+        feed.records.borrow_mut().push_back(Record::new(sequence, Change::Dirty { path, what }));
     }
     let marks =
         Watermarks { epoch: upstream.epoch.id, moved: upstream.head, applied: upstream.head };
@@ -191,7 +187,7 @@ fn a_session_that_falls_behind_the_rename_index_starts_over() {
     for number in 0..count {
         let change = if number % 2 == 0 { rename("a", "b") } else { rename("b", "a") };
         let sequence = Sequence(first + number);
-        feed.records.borrow_mut().push_back(Record { sequence, change });
+        feed.records.borrow_mut().push_back(Record::new(sequence, change));
     }
     // A turn takes so long at most, and asks for another.
     while !feed.records.borrow().is_empty() {

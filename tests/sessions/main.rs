@@ -78,7 +78,7 @@ impl Session {
     /// A session with a journal; the downstream says its marks, moved and applied.
     fn new(journal: &[Change], marks: Option<(u64, u64)>) -> Session {
         let now = Instant::now();
-        let renames = RenameIndex::new(Sequence(0));
+        let renames = RenameIndex::new(Sequence(0), Sequence(0));
         let mut session = Session { sender: Sender::new(now), journal: Vec::new(), renames, now };
         for change in journal {
             session.journal(change.clone());
@@ -91,8 +91,8 @@ impl Session {
 
     fn journal(&mut self, change: Change) {
         let sequence = Sequence(self.journal.len() as u64 + 1);
-        self.renames.push(sequence, &change);
-        self.journal.push(Record { sequence, change });
+        self.renames.push(&Record::new(sequence, change.clone()));
+        self.journal.push(Record::new(sequence, change));
     }
 
     fn head(&self) -> Sequence {
@@ -107,6 +107,7 @@ impl Session {
             floor: Sequence(0),
             head: self.head(),
             clock: Timestamp::default(),
+            relayed: None,
         };
         self.sender.handle_message(message, &state, &self.renames, self.now).unwrap()
     }

@@ -58,6 +58,7 @@ impl World {
             floor: Sequence(0),
             head: self.origin.head(),
             clock: self.timestamp(),
+            relayed: None,
         }
     }
 
@@ -336,7 +337,7 @@ fn run(seed: u64) -> Result<(), String> {
             tree: Tree::default(),
             events: VecDeque::new(),
             journal: Vec::new(),
-            renames: RenameIndex::new(Sequence(0)),
+            renames: RenameIndex::new(Sequence(0), Sequence(0)),
             version: 0,
         },
         replica: Replica {

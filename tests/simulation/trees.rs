@@ -81,8 +81,8 @@ impl Home {
     pub fn drain(&mut self) {
         while let Some(change) = self.events.pop_front() {
             let sequence = self.head().next();
-            self.renames.push(sequence, &change);
-            self.journal.push(Record { sequence, change });
+            self.renames.push(&Record::new(sequence, change.clone()));
+            self.journal.push(Record::new(sequence, change));
         }
     }
 

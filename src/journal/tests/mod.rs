@@ -9,7 +9,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::*;
-use crate::model::{EpochId, TreePath, What};
+use crate::model::{EpochId, Mark, Timestamp, TreePath, Watermarks, What};
 
 const TREE: TreeId = TreeId(0x0123_4567_89ab_cdef_0123_4567_89ab_cdef);
 
@@ -40,18 +40,28 @@ fn record(sequence: u64) -> Record {
     let change = match sequence % 5 {
         0 => Change::Rename { from: path(format!("a/{sequence}")), to: path("b".into()) },
         1 => Change::Exchange { a: path("x".into()), b: path(format!("y/{sequence}")) },
-        2 => Change::Through { sequence: Sequence(sequence / 2) },
+        2 => Change::Through(Mark {
+            watermarks: Watermarks {
+                epoch: EpochId { counter: 7, random: 0xfeed },
+                moved: Sequence(sequence),
+                applied: Sequence(sequence / 2),
+            },
+            clock: Timestamp { seconds: 1_000_000 + sequence as i64, nanoseconds: 999_999_999 },
+            here: Timestamp { seconds: -1, nanoseconds: 1 },
+            is_whole: sequence % 4 == 2,
+        }),
         3 => Change::Dirty { path: TreePath::root(), what: What::ATTRIBUTES },
         _ => Change::Dirty { path: path(format!("directory/{sequence}")), what: What::CONTENT },
     };
-    Record { sequence: Sequence(sequence), change }
+    let origin = (sequence % 10 < 5 && change.ends().is_some()).then_some(Sequence(sequence * 3));
+    Record { sequence: Sequence(sequence), origin, change }
 }
 
 /// A record that takes about `bytes`.
 fn long_record(sequence: u64, bytes: usize) -> Record {
     let names = vec![vec![b'n'; 100]; bytes.div_ceil(101)].join(&b'/');
     let path = TreePath::new(&names[..bytes.min(names.len())]).unwrap_or_default();
-    Record { sequence: Sequence(sequence), change: Change::Dirty { path, what: What::CONTENT } }
+    Record::new(Sequence(sequence), Change::Dirty { path, what: What::CONTENT })
 }
 
 fn new_journal(directory: &Path) -> Journal {

@@ -3,11 +3,35 @@
 use std::time::Instant;
 
 use super::super::walk::{Mode, Walk};
-use super::{Sender, SourceState};
+use super::{Resume, Sender, SourceState};
 use crate::model::limits::*;
-use crate::model::{RenameIndex, TreePath};
+use crate::model::{RenameIndex, TreePath, Watermarks};
 use crate::wire::message::VERSIONS;
 use crate::wire::{DownstreamHello, Message, Plan, Refusal, UpstreamHello};
+
+impl SourceState {
+    /// Returns whether a downstream must be answered later: it has applied what this relay has not
+    /// yet, or cannot know whether it has. To compare it with an older tree would set it back.
+    pub fn must_wait_for(&self, hello: &DownstreamHello) -> bool {
+        let (Some(marks), Some(relayed)) = (hello.watermarks, &self.relayed) else { return false };
+        if hello.tree.is_some_and(|tree| tree != self.tree) || self.chain.contains(&hello.node) {
+            return false; // It is refused.
+        }
+        let Some(applied) = relayed.applied else { return true };
+        if self.continues(&marks) {
+            marks.moved > relayed.moved || marks.applied > applied
+        } else {
+            marks.epoch.counter > self.epoch.id.counter
+        }
+    }
+
+    /// Returns whether a position is one of this epoch, or of the one before and from where the
+    /// two were one.
+    fn continues(&self, marks: &Watermarks) -> bool {
+        let is_shared = |(parent, shared)| marks.epoch == parent && marks.moved <= shared;
+        marks.epoch == self.epoch.id || self.epoch.parent.is_some_and(is_shared)
+    }
+}
 
 impl Sender {
     /// Handles a message of the downstream and returns the answer, if there is one. `source`
@@ -45,7 +69,7 @@ impl Sender {
             }
             Message::Need { id, path, content, moved } => {
                 // Where it is now cannot be told; after another hello it can.
-                if moved < self.moved.min(renames.floor()) {
+                if moved < self.moved.min(renames.origin_floor()) {
                     let reason = "it lags behind more renames than are kept for it".to_string();
                     return Err(Refusal::StartOver(reason));
                 }
@@ -98,42 +122,48 @@ impl Sender {
             return Err(Refusal::Cycle(hello.node));
         }
         (self.hello_done, self.owes_unfinished) = (true, true);
-        self.trusted_until = (hello.trusted_until, hello.trusted_until);
+        let Resume { after, trusted_until } = source.resume(hello);
+        self.trusted_until = (trusted_until, trusted_until);
+        self.is_relay = source.relayed.is_some();
         let floor = source.floor.max(renames.floor());
-        let plan = match hello.watermarks {
-            Some(marks)
-                if marks.epoch == source.epoch.id
-                    && floor <= marks.applied
+        let plan = match (hello.watermarks, after) {
+            (Some(marks), Some(after))
+                if source.continues(&marks)
+                    && floor <= after
                     && marks.applied <= marks.moved
-                    && marks.moved <= source.head =>
+                    && marks.moved <= source.moved()
+                    && marks.moved >= renames.origin_floor() =>
             {
                 self.moved = marks.moved;
-                self.read_through = marks.applied;
+                self.read_through = after;
                 self.through_sent = Some(marks.applied);
                 Plan::Resume
             }
             _ => {
-                self.moved = source.head;
+                let moved = source.moved();
+                self.moved = moved;
                 self.read_through = source.head;
+                // What the tree was when it was last marked is in it when all of it was walked.
+                self.marks.extend(source.relayed.and_then(|relayed| relayed.mark));
                 if hello.empty {
                     self.start_walk(Walk::new(Mode::Full, None, TreePath::root()));
-                    Plan::Full { moved: source.head }
+                    Plan::Full { moved }
                 } else {
-                    let trusted_until = hello.trusted_until;
                     let mode = Mode::Compare { trusted_until };
                     self.start_walk(Walk::new(mode, None, TreePath::root()));
-                    Plan::Compare { moved: source.head }
+                    Plan::Compare { moved }
                 }
             }
         };
+        let (head, clock) = source.origin();
         Ok(UpstreamHello {
             version,
             tree: source.tree,
             chain: source.chain.clone(),
             epoch: source.epoch,
             plan,
-            head: source.head,
-            clock: source.clock,
+            head,
+            clock,
         })
     }
 }

@@ -14,11 +14,12 @@ use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use crate::model::limits::*;
+use crate::model::marks::thin_out;
 use crate::model::{
-    Change, Epoch, Identity, Kind, NodeId, Record, RenameIndex, Sequence, Timestamp, TreeId,
+    Change, Epoch, Identity, Kind, Mark, NodeId, Record, RenameIndex, Sequence, Timestamp, TreeId,
     TreePath, What,
 };
-use crate::wire::{Content, Item, Message, Refusal};
+use crate::wire::{Content, DownstreamHello, Item, Message, Refusal};
 
 use super::walk::{Mode, Walk};
 pub use job::{BatchJob, Job, Look, Origin, Outcome, Travel};
@@ -26,20 +27,74 @@ use staging::{Transfer, TransferPhase};
 use window::Window;
 
 /// What a sender must know of its source to answer a hello.
+///
+/// What a session says is in the numbers of the tree's own source, from whomever it is heard.
+/// There, these are the journal's; a relay has numbers of its own for its journal, and marks in it
+/// (see [`Mark`]).
 #[derive(Debug, Clone)]
 pub struct SourceState {
     /// The tree.
     pub tree: TreeId,
     /// The nodes from the origin to this one.
     pub chain: Vec<NodeId>,
-    /// The journal's epoch.
+    /// The epoch of the numbers of sessions.
     pub epoch: Epoch,
-    /// Records above this are in the journal.
+    /// Records above this are in the journal, by its own numbers.
     pub floor: Sequence,
-    /// The journal's last record.
+    /// The journal's last record, by its own numbers.
     pub head: Sequence,
-    /// The source's clock.
+    /// This node's clock up to which no change is unknown.
     pub clock: Timestamp,
+    /// What there is to know of a relay besides.
+    pub relayed: Option<Relayed>,
+}
+
+/// What a sender must know of a relay.
+#[derive(Debug, Clone, Copy)]
+pub struct Relayed {
+    /// Every rename through this is in the relay's tree.
+    pub moved: Sequence,
+    /// Every record through this is in the relay's tree; `None` while that is compared with its
+    /// upstream's.
+    pub applied: Option<Sequence>,
+    /// The origin's last record and clock, as far as they are known here.
+    pub origin: (Sequence, Timestamp),
+    /// The last mark that a downstream may take for its own, and its place in the journal.
+    pub mark: Option<(Sequence, Mark)>,
+    /// What the position of the downstream that greets is here.
+    pub resume: Resume,
+}
+
+/// A downstream's position, as its source understands it.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Resume {
+    /// After which place of the journal it goes on, `None` if the journal does not have that.
+    pub after: Option<Sequence>,
+    /// Up to which moment of this node's clock its files are to be trusted by size and time.
+    pub trusted_until: Timestamp,
+}
+
+impl SourceState {
+    /// Returns through which rename the tree is that is read, in the numbers of sessions.
+    fn moved(&self) -> Sequence {
+        self.relayed.map_or(self.head, |relayed| relayed.moved)
+    }
+
+    /// Returns the origin's last record and clock, as far as they are known here.
+    pub fn origin(&self) -> (Sequence, Timestamp) {
+        self.relayed.map_or((self.head, self.clock), |relayed| relayed.origin)
+    }
+
+    /// Returns what a downstream's position is here.
+    fn resume(&self, hello: &DownstreamHello) -> Resume {
+        self.relayed.map_or_else(
+            || Resume {
+                after: hello.watermarks.map(|marks| marks.applied),
+                trusted_until: hello.trusted_until,
+            },
+            |relayed| relayed.resume,
+        )
+    }
 }
 
 /// The state machine. See the module's documentation for the order of calls.
@@ -48,7 +103,7 @@ pub struct Sender {
     hello_done: bool,
     /// Whether the downstream must still be told which of its files may be parts.
     owes_unfinished: bool,
-    /// Renames through this are sent.
+    /// Renames through this are sent, in the numbers of sessions.
     moved: Sequence,
     /// Records through this were taken from the journal.
     read_through: Sequence,
@@ -69,6 +124,10 @@ pub struct Sender {
     batch_clock: Timestamp,
     /// The last mark sent; `None` while the downstream has no position.
     through_sent: Option<Sequence>,
+    /// Whether marks are those that the journal has, and not each place of it.
+    is_relay: bool,
+    /// The journal's marks that were taken up and not sent, with their places.
+    marks: VecDeque<(Sequence, Mark)>,
     answers: VecDeque<u64>,
     window: Window,
     /// Bytes of files that the downstream has to digest, as far as it may not have done so, and
@@ -101,6 +160,8 @@ impl Sender {
             batch_head: Sequence(0),
             batch_clock: Timestamp::default(),
             through_sent: None,
+            is_relay: false,
+            marks: VecDeque::new(),
             answers: VecDeque::new(),
             window: Window::default(),
             digests: (0, 0),
@@ -146,7 +207,7 @@ impl Sender {
         Some(match change.clone() {
             Change::Rename { from, to } => Item::Rename { sequence, from, to },
             Change::Exchange { a, b } => Item::Exchange { sequence, a, b },
-            Change::Dirty { .. } | Change::Through { .. } => return None,
+            Change::Dirty { .. } | Change::Through(_) => return None,
         })
     }
 
@@ -208,7 +269,14 @@ impl Sender {
             return None;
         }
         while let Some(record) = self.records.pop_front() {
-            let Change::Dirty { path, what } = &record.change else { continue };
+            let (path, what) = match &record.change {
+                Change::Dirty { path, what } => (path, what),
+                Change::Through(mark) => {
+                    self.take_mark(record.sequence, *mark);
+                    continue;
+                }
+                Change::Rename { .. } | Change::Exchange { .. } => continue,
+            };
             let path = renames.translate(path, record.sequence);
             let sent = self.sent.get(&path).filter(|(head, _)| *head >= record.sequence);
             let Some(what) = sent.map_or(Some(*what), |(_, sent)| what.less(*sent)) else {
@@ -427,7 +495,13 @@ impl Sender {
         });
         let held = staged.chain(deferred).min();
         let cursor = self.cursor();
-        let sequence = held.map_or(cursor, |held| cursor.min(Sequence(held.0 - 1)));
+        let through = held.map_or(cursor, |held| cursor.min(Sequence(held.0 - 1)));
+        let (mut sequence, mut told, mut clock) = (through, clock, clock);
+        if self.is_relay {
+            let reached = self.marks.partition_point(|(at, _)| *at <= through);
+            let (_, mark) = self.marks.drain(..reached).next_back()?;
+            (sequence, told, clock) = (mark.watermarks.applied, mark.clock, mark.here);
+        }
         if self.through_sent.is_some_and(|sent| sequence <= sent) {
             return None;
         }
@@ -438,7 +512,17 @@ impl Sender {
         }
         // All renames up to here were sent before the states that the mark follows.
         self.moved = self.moved.max(sequence);
-        Some(Item::Through { sequence, clock })
+        Some(Item::Through { sequence, clock: told })
+    }
+
+    /// Keeps a mark of the journal until everything before it was sent.
+    fn take_mark(&mut self, sequence: Sequence, mark: Mark) {
+        if self.is_relay && mark.is_whole {
+            if self.marks.len() >= MARKS_HELD_MAX {
+                thin_out(&mut self.marks);
+            }
+            self.marks.push_back((sequence, mark));
+        }
     }
 
     /// Returns through which sequence all records were taken up.

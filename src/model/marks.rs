@@ -1,0 +1,127 @@
+//! Where in a relay's journal the positions are that its upstream's records have.
+//!
+//! A relay journals in the order in which it applies, and what it applies has no number but for
+//! renames: only the marks in between say how far it was. So a downstream goes on behind the last
+//! mark that does not name more than it has applied (DESIGN 8).
+
+use std::collections::VecDeque;
+
+use super::limits::MARKS_MAX;
+use super::{Mark, Sequence, Timestamp};
+
+/// The marks of a relay's journal, or some of them: with fewer, a downstream is told again what it
+/// knows, and trusts less.
+#[derive(Debug, Default)]
+pub struct Marks {
+    /// With their places in the journal, which rise. What they name does not always: after a crash
+    /// some of it comes again.
+    marks: VecDeque<(Sequence, Mark)>,
+}
+
+impl Marks {
+    /// Adds the mark at `sequence` of the journal.
+    pub fn push(&mut self, sequence: Sequence, mark: Mark) {
+        assert!(self.marks.back().is_none_or(|(last, _)| *last < sequence));
+        if self.marks.len() >= MARKS_MAX {
+            thin_out(&mut self.marks);
+        }
+        self.marks.push_back((sequence, mark));
+    }
+
+    /// Forgets the marks below `floor`, which left the journal.
+    pub fn drop_below(&mut self, floor: Sequence) {
+        while self.marks.front().is_some_and(|(first, _)| *first < floor) {
+            self.marks.pop_front();
+        }
+    }
+
+    /// Returns the first mark that is known.
+    pub fn first(&self) -> Option<&Mark> {
+        self.marks.front().map(|(_, mark)| mark)
+    }
+
+    /// Returns the last mark.
+    pub fn last(&self) -> Option<&Mark> {
+        self.marks.back().map(|(_, mark)| mark)
+    }
+
+    /// Returns the last mark that downstreams may take for their own, and its place.
+    pub fn last_whole(&self) -> Option<(Sequence, Mark)> {
+        self.marks.iter().rfind(|(_, mark)| mark.is_whole).copied()
+    }
+
+    /// Returns after which place of the journal a replica goes on that has applied everything
+    /// through `applied` of the upstream's, `None` if the journal does not go back that far.
+    pub fn cursor(&self, applied: Sequence) -> Option<Sequence> {
+        let is_before = |(_, mark): &&(Sequence, Mark)| mark.watermarks.applied <= applied;
+        self.marks.iter().rfind(is_before).map(|(sequence, _)| *sequence)
+    }
+
+    /// Returns the moment of the relay's clock up to which its tree held nothing newer than
+    /// `clock` of the origin's: who had all of that has the content of what did not change since.
+    pub fn here(&self, clock: Timestamp) -> Timestamp {
+        let earlier = self.marks.iter().take_while(|(_, mark)| mark.clock <= clock);
+        earlier.last().map_or(Timestamp::default(), |(_, mark)| mark.here)
+    }
+}
+
+/// Leaves every second one out, but not the first.
+pub fn thin_out<T>(sequence: &mut VecDeque<T>) {
+    let mut keep = false;
+    sequence.retain(|_| {
+        keep = !keep;
+        keep
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{EpochId, Watermarks};
+
+    fn mark(applied: u64, clock: i64) -> Mark {
+        let epoch = EpochId { counter: 1, random: 1 };
+        let applied = Sequence(applied);
+        let time = |seconds| Timestamp { seconds, nanoseconds: 0 };
+        Mark {
+            watermarks: Watermarks { epoch, moved: applied, applied },
+            clock: time(clock),
+            here: time(clock + 1000),
+            is_whole: true,
+        }
+    }
+
+    #[test]
+    fn a_replica_goes_on_behind_the_last_mark_that_it_has_passed() {
+        let mut marks = Marks::default();
+        // The relay was killed behind 7, and was told again what follows 5.
+        for (sequence, applied) in [(2, 5), (4, 7), (6, 6), (8, 7), (9, 9)] {
+            marks.push(Sequence(sequence), mark(applied, applied as i64));
+        }
+        let cursor = |applied| marks.cursor(Sequence(applied)).map(|found| found.0);
+        assert_eq!([cursor(4), cursor(5), cursor(6), cursor(7)], [None, Some(2), Some(6), Some(8)]);
+        assert_eq!([cursor(8), cursor(9), cursor(99)], [Some(8), Some(9), Some(9)]);
+        // What was in place when 6 came again was as of 7.
+        let here = |clock| marks.here(Timestamp { seconds: clock, nanoseconds: 0 }).seconds;
+        assert_eq!([here(4), here(5), here(6), here(7), here(9)], [0, 1005, 1005, 1007, 1009]);
+        marks.drop_below(Sequence(4));
+        assert_eq!((marks.cursor(Sequence(5)), marks.here(mark(6, 6).clock).seconds), (None, 0));
+    }
+
+    #[test]
+    fn they_stay_bounded_and_go_back_as_far() {
+        let mut marks = Marks::default();
+        let count = 4 * MARKS_MAX as u64;
+        for number in 1..=count {
+            marks.push(Sequence(number), mark(number, number as i64));
+        }
+        assert!(marks.marks.len() <= MARKS_MAX);
+        let mut last = Sequence(0);
+        for number in 8..=count {
+            let cursor = marks.cursor(Sequence(number)).unwrap();
+            assert!(cursor >= last && cursor <= Sequence(number));
+            last = cursor;
+        }
+        assert_eq!(last, Sequence(count));
+    }
+}
