@@ -8,9 +8,9 @@ use std::time::Duration;
 use rustix::fs::{CWD, FileType, Mode, XattrFlags};
 
 use crate::common;
-use crate::common::machine::{is_root, need_root};
+use crate::common::machine::{Mount, is_root, need_root, need_tool};
 use crate::common::operations::acl;
-use crate::common::pair::inode;
+use crate::common::pair::{Pair, inode};
 use crate::{live, write};
 
 #[test]
@@ -80,6 +80,46 @@ fn attributes_that_are_not_mirrored_are_named_once() {
     }
     let log = pair.source.as_ref().unwrap().log();
     assert_eq!(log.matches("security.mirror").count(), 1, "{log}");
+}
+
+/// Where a file system shows ACLs as attributes of its own as well, they are neither sent nor
+/// removed as such: to remove them would be to remove the ACLs.
+#[test]
+fn acls_of_xfs_are_no_attributes_of_their_own() {
+    if !need_root("a file system of its own") || !need_tool("mkfs.xfs") {
+        return;
+    }
+    for is_source in [true, false] {
+        let mount = match Mount::xfs() {
+            Ok(mount) => mount,
+            Err(error) => return common::skip(&format!("no loop mount: {error}")),
+        };
+        let mut pair = Pair::new();
+        let on_xfs = if is_source { &mut pair.src } else { &mut pair.dst };
+        *on_xfs = mount.path.join("tree");
+        fs::create_dir(on_xfs).unwrap();
+        let (flags, access) = (XattrFlags::empty(), "system.posix_acl_access");
+        let f = pair.src.join("f");
+        let set = |uid| rustix::fs::setxattr(&f, access, &acl(uid, 6), flags).unwrap();
+        write(&f, "f");
+        fs::create_dir(pair.src.join("d")).unwrap();
+        let default = "system.posix_acl_default";
+        rustix::fs::setxattr(pair.src.join("d"), default, &acl(1001, 6), flags).unwrap();
+        set(1001);
+        pair.start();
+        pair.wait_equal();
+        set(1002);
+        fs::set_permissions(&f, fs::Permissions::from_mode(0o770)).unwrap();
+        write(pair.src.join("d/inherits"), "g");
+        pair.wait_equal();
+        let mut list = [0; 4096];
+        if is_source {
+            let length = rustix::fs::listxattr(pair.dst.join("f"), &mut list).unwrap();
+            let list = String::from_utf8_lossy(&list[..length]).into_owned();
+            assert!(!list.contains("SGI"), "{list}");
+        }
+        drop(pair);
+    }
 }
 
 #[test]
