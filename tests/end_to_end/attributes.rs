@@ -9,7 +9,7 @@ use rustix::fs::{CWD, FileType, Mode, XattrFlags};
 
 use crate::common;
 use crate::common::machine::{Mount, is_root, need_root, need_tool};
-use crate::common::operations::acl;
+use crate::common::operations::{acl, exchange};
 use crate::common::pair::{Pair, inode};
 use crate::{live, write};
 
@@ -120,6 +120,37 @@ fn acls_of_xfs_are_no_attributes_of_their_own() {
         }
         drop(pair);
     }
+}
+
+/// An exchange on xfs changes the times of the very directories that it moves.
+#[test]
+fn times_of_directories_that_change_places_on_xfs() {
+    if !need_root("a file system of its own") || !need_tool("mkfs.xfs") {
+        return;
+    }
+    let mount = match Mount::xfs() {
+        Ok(mount) => mount,
+        Err(error) => return common::skip(&format!("no loop mount: {error}")),
+    };
+    let mut pair = Pair::new();
+    pair.dst = mount.path.join("replica");
+    fs::create_dir(&pair.dst).unwrap();
+    write(pair.src.join("becomes"), "a directory");
+    for path in ["one/d/e", "other/d"] {
+        fs::create_dir_all(pair.src.join(path)).unwrap();
+        write(pair.src.join(path).join("f"), path);
+    }
+    pair.start();
+    pair.wait_equal();
+    fs::create_dir(pair.outside.join("new")).unwrap();
+    fs::remove_file(pair.src.join("becomes")).unwrap();
+    fs::rename(pair.outside.join("new"), pair.src.join("becomes")).unwrap();
+    pair.wait_equal();
+    exchange(&pair.src.join("one/d"), &pair.src.join("other/d")).unwrap();
+    pair.wait_equal();
+    exchange(&pair.src.join("other/d/e"), &pair.src.join("becomes")).unwrap();
+    pair.wait_equal();
+    drop(pair);
 }
 
 #[test]
