@@ -87,7 +87,7 @@ fn what_is_not_built_says_what_to_use() {
     check(&["source", "--listen", "tls://localhost", "."], &["TLS", "tcp://localhost:6477"]);
     check(&["sink", "backup", "."], &["tls://backup:6477", "tcp://backup:6477"]);
     check(&["sink", "ssh://me@backup/srv", "."], &["ssh -L"]);
-    check(&["relay", "tcp://localhost", "."], &["relay"]);
+    check(&["relay", "tcp://localhost", "."], &["--listen", "unix:/PATH"]);
     check(&["copy", "a", "b"], &["--follow"]);
     check(&["copy", "--follow", "me@host:a", "b"], &["me@host:a", "mirror source"]);
     check(&["copy", "--follow", "a", "host:b"], &["host:b"]);

@@ -554,6 +554,7 @@ fn a_downstream_that_reads_nothing_is_given_up() {
         tree: None,
         watermarks: None,
         trusted_until: Timestamp::default(),
+        trusted_node: None,
         empty: true,
     };
     let mut stream = None;

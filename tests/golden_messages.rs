@@ -36,6 +36,7 @@ fn messages() -> Vec<Message> {
             tree: Some(TreeId(1)),
             watermarks: Some(watermarks),
             trusted_until: clock,
+            trusted_node: Some(NodeId(7)),
             empty: true,
         }),
         upstream(Plan::Resume),

@@ -39,6 +39,7 @@ impl Fixture {
             tree: None,
             watermarks: None,
             trusted_until: Timestamp::default(),
+            trusted_node: None,
             empty: true,
         };
         fixture.handle(Message::DownstreamHello(hello)).unwrap();

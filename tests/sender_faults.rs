@@ -16,7 +16,7 @@ use mirror::model::limits::*;
 use mirror::model::{NodeId, Timestamp, TreePath};
 use mirror::role::identity::SourceIdentity;
 use mirror::role::options::{SinkOptions, SourceOptions};
-use mirror::role::{Feed, LinkId, Role, Sink, Source};
+use mirror::role::{Feed, LinkId, Peer, Role, Sink, Source};
 use mirror::tree::{Reader, Root};
 use mirror::watch::{Watch, WatchOptions};
 use mirror::wire::*;
@@ -81,8 +81,8 @@ impl World {
             self.sink.handle_closed(Some(self.link), "cut", now);
         }
         self.link = LinkId(self.link.0 + 1);
-        self.sink.handle_connected(self.link, now);
-        self.source.handle_connected(self.link, now);
+        self.sink.handle_connected(self.link, Peer::Upstream, now);
+        self.source.handle_connected(self.link, Peer::Downstream, now);
     }
 
     /// Lets the source send one frame, and the sink apply and answer it. Returns whether there
@@ -320,13 +320,14 @@ fn a_long_drain_takes_several_turns_and_nothing_is_sent_before_its_end() {
     let journal = Journal::open(&state.join("journal"), 64 << 20).unwrap();
     let mut source = Source::new(src, feed, journal, Reader::new(root), identity).unwrap();
     let (link, started) = (LinkId(1), Instant::now());
-    source.handle_connected(link, started);
+    source.handle_connected(link, Peer::Downstream, started);
     let hello = DownstreamHello {
         versions: mirror::wire::message::VERSIONS,
         node: NodeId(2),
         tree: None,
         watermarks: None,
         trusted_until: Timestamp::default(),
+        trusted_node: None,
         // A comparison asks for the other names of a file, between its reading and its use.
         empty: false,
     };

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use mirror::event_loop::EventLoop;
 use mirror::model::{Sequence, Timestamp};
-use mirror::role::{LinkError, LinkId, Role, RoleError};
+use mirror::role::{LinkError, LinkId, Peer, Role, RoleError};
 use mirror::wire::{Frame, FrameDecoder, Message, Refusal, Url, encode_message};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use signal_hook::consts::signal::{SIGHUP, SIGTERM};
@@ -38,7 +38,7 @@ impl Role for Greeter {
     fn wants_upstream(&self, _: Instant) -> bool {
         false
     }
-    fn handle_connected(&mut self, link: LinkId, _: Instant) {
+    fn handle_connected(&mut self, link: LinkId, _: Peer, _: Instant) {
         self.greetings.push(link);
         self.connected.fetch_add(1, Ordering::SeqCst);
     }

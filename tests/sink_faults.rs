@@ -134,6 +134,7 @@ fn needs_are_not_asked_by_names_of_before_a_rename() {
         tree: TreeId(1),
         watermarks: Some(Watermarks { epoch, moved: Sequence(5), applied: Sequence(5) }),
         trusted_until: Timestamp::default(),
+        trusted_node: None,
         needs: vec![(path("a"), true)],
         boot_id: boot_id(),
     };

@@ -63,7 +63,7 @@ pub enum Command {
     Source(SourceArgs),
     /// Makes a directory equal to an upstream's tree and keeps it so.
     Sink(SinkArgs),
-    /// Follows an upstream and serves others from its replica (not built yet).
+    /// Follows an upstream as a sink does, and serves others from its replica.
     Relay(RelayArgs),
     /// Makes one directory equal to another, live, in one process (without --follow not built yet).
     Copy(CopyArgs),
@@ -137,14 +137,34 @@ pub struct SinkArgs {
 
 /// `mirror relay`.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  Follow a source and serve sinks of this site, in networks that you trust:
+    mirror relay --listen tcp://[::]:6477 --insecure-plaintext tcp://a:6477 /backup/site
+
+A sink of a relay has the positions of the source: it can be stopped, and started with the
+source's address or any other relay's of the same tree, and goes on where it was. As with a
+sink, everything in ROOT that the upstream does not have is removed.")]
 pub struct RelayArgs {
-    /// Accepts sinks at this address; may be given many times.
+    /// Accepts sinks at this address, tcp://HOST:PORT or unix:/PATH; may be given many times.
     #[arg(long, value_name = "URL")]
     pub listen: Vec<Url>,
-    /// Keeps the journal and everything else about the tree here, outside ROOT.
+    /// Keeps the journal and what belongs to this relay but not to its tree here, outside ROOT.
     #[arg(long, value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
-    /// Where the upstream is.
+    /// Lets the journal take this much of the disk; sinks further behind compare trees.
+    #[arg(long, value_name = "SIZE", default_value = "256MiB")]
+    pub journal_size: ByteSize,
+    /// Takes a ROOT that is not empty and was never a replica; what differs is overwritten.
+    #[arg(long)]
+    pub adopt: bool,
+    /// Makes what was applied durable this often.
+    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = positive_duration)]
+    pub checkpoint_interval: Duration,
+    /// Lets tcp:// go off this machine: anybody on the way can read and change everything.
+    #[arg(long)]
+    pub insecure_plaintext: bool,
+    /// Where the source, or another relay, is: tcp://HOST:PORT or unix:/PATH.
     pub upstream: Url,
     /// The directory that becomes a replica.
     pub root: PathBuf,

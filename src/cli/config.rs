@@ -7,11 +7,13 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use bytesize::ByteSize;
+
 use super::Failure;
-use super::args::{Args, Command, CopyArgs, SinkArgs, SourceArgs};
+use super::args::{Args, Command, CopyArgs, RelayArgs, SinkArgs, SourceArgs};
 use super::state_dir::{StateDirError, name_of, real_path};
 use crate::model::limits::{JOURNAL_BYTES_DEFAULT, JOURNAL_BYTES_MIN};
-use crate::role::{SinkOptions, SourceOptions};
+use crate::role::{RelayOptions, SinkOptions, SourceOptions};
 use crate::wire::Url;
 
 /// What a copy's source and sink have no options for.
@@ -43,6 +45,15 @@ pub enum Job {
         options: SinkOptions,
         /// Which.
         upstream: Url,
+    },
+    /// Follow an upstream, and serve what comes of it.
+    Relay {
+        /// How.
+        options: RelayOptions,
+        /// Which.
+        upstream: Url,
+        /// Where.
+        listen: Vec<Url>,
     },
     /// Keep one directory equal to another of this machine.
     CopyFollow {
@@ -109,31 +120,15 @@ impl Config {
         match args.command {
             Command::Source(args) => source(args, environment),
             Command::Sink(args) => sink(args, environment),
-            Command::Relay(_) => Err(Failure::Usage(
-                "mirror relay is not built yet; let each sink follow the source itself".to_string(),
-            )),
+            Command::Relay(args) => relay(args, environment),
             Command::Copy(args) => copy(args, environment),
         }
     }
 }
 
 fn source(args: SourceArgs, environment: &Environment) -> Result<Config, Failure> {
-    if args.listen.is_empty() {
-        return Err(Failure::Usage(
-            "--listen is missing: its default, tls://[::]:6477, is not built yet; write \
-             --listen unix:/PATH, or --listen tcp://HOST:PORT"
-                .to_string(),
-        ));
-    }
-    for url in &args.listen {
-        check_transport(url, args.insecure_plaintext)?;
-    }
-    if args.journal_size.as_u64() < JOURNAL_BYTES_MIN {
-        return Err(Failure::Usage(format!(
-            "--journal-size {} is too small; it must be at least 1MiB",
-            args.journal_size
-        )));
-    }
+    check_listen(&args.listen, args.insecure_plaintext)?;
+    let journal_bytes = journal_bytes(args.journal_size)?;
     let root = real_directory(&args.root)?;
     for url in &args.listen {
         check_socket_outside(url, &root)?;
@@ -143,7 +138,7 @@ fn source(args: SourceArgs, environment: &Environment) -> Result<Config, Failure
     let options = SourceOptions {
         root,
         state_dir: state_dir.clone(),
-        journal_bytes: args.journal_size.as_u64(),
+        journal_bytes,
         rescan_interval: args.rescan_interval,
         accept_root: args.accept_root,
         lock_root: true,
@@ -152,17 +147,63 @@ fn source(args: SourceArgs, environment: &Environment) -> Result<Config, Failure
 }
 
 fn sink(args: SinkArgs, environment: &Environment) -> Result<Config, Failure> {
+    let upstream = args.upstream.clone();
+    let options = sink_options(args, environment)?;
+    Ok(Config { state_dir: options.state_dir.clone(), job: Job::Sink { options, upstream } })
+}
+
+fn sink_options(args: SinkArgs, environment: &Environment) -> Result<SinkOptions, Failure> {
     check_transport(&args.upstream, args.insecure_plaintext)?;
     let root = real_directory(&args.root)?;
     let state_dir = state_dir(args.state_dir, environment, name_of(&root).as_ref())?;
     check_outside(&state_dir, &root)?;
-    let options = SinkOptions {
+    Ok(SinkOptions {
         root,
-        state_dir: state_dir.clone(),
+        state_dir,
         adopt: args.adopt,
         checkpoint_interval: args.checkpoint_interval,
+    })
+}
+
+fn relay(args: RelayArgs, environment: &Environment) -> Result<Config, Failure> {
+    check_listen(&args.listen, args.insecure_plaintext)?;
+    let journal_bytes = journal_bytes(args.journal_size)?;
+    let (upstream, listen) = (args.upstream, args.listen);
+    let args = SinkArgs {
+        state_dir: args.state_dir,
+        adopt: args.adopt,
+        checkpoint_interval: args.checkpoint_interval,
+        insecure_plaintext: args.insecure_plaintext,
+        upstream: upstream.clone(),
+        root: args.root,
     };
-    Ok(Config { state_dir, job: Job::Sink { options, upstream: args.upstream } })
+    let sink = sink_options(args, environment)?;
+    for url in &listen {
+        check_socket_outside(url, &sink.root)?;
+    }
+    let state_dir = sink.state_dir.clone();
+    let options = RelayOptions { sink, journal_bytes };
+    Ok(Config { state_dir, job: Job::Relay { options, upstream, listen } })
+}
+
+fn check_listen(listen: &[Url], insecure_plaintext: bool) -> Result<(), Failure> {
+    if listen.is_empty() {
+        return Err(Failure::Usage(
+            "--listen is missing: its default, tls://[::]:6477, is not built yet; write \
+             --listen unix:/PATH, or --listen tcp://HOST:PORT"
+                .to_string(),
+        ));
+    }
+    listen.iter().try_for_each(|url| check_transport(url, insecure_plaintext))
+}
+
+fn journal_bytes(size: ByteSize) -> Result<u64, Failure> {
+    if size.as_u64() < JOURNAL_BYTES_MIN {
+        return Err(Failure::Usage(format!(
+            "--journal-size {size} is too small; it must be at least 1MiB"
+        )));
+    }
+    Ok(size.as_u64())
 }
 
 fn copy(args: CopyArgs, environment: &Environment) -> Result<Config, Failure> {

@@ -18,7 +18,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::event_loop::{EventLoop, Upstream};
 use crate::role::identity::{self, Claim};
-use crate::role::{OpenError, Sink, SinkOptions, Source};
+use crate::role::{OpenError, Relay, Sink, Source};
 use args::Args;
 use config::{Config, Environment, Job};
 use progress::ProgressLine;
@@ -113,8 +113,15 @@ fn run(config: Config, progress: Option<ProgressLine>) -> anyhow::Result<()> {
         }
         Job::Sink { options, upstream } => {
             _claim = Claim::of_sink(&options.root)?;
-            if let Some(sink) = open_sink(&options, &mut event_loop)? {
+            if let Some(sink) = open(|| Sink::open(options.clone()), &mut event_loop)? {
                 event_loop.add_role("sink", Box::new(sink), &[], Some(Upstream::Url(upstream)))?;
+            }
+        }
+        Job::Relay { options, upstream, listen } => {
+            _claim = Claim::of_sink(&options.sink.root)?;
+            if let Some(relay) = open(|| Relay::open_relay(options.clone()), &mut event_loop)? {
+                let upstream = Some(Upstream::Url(upstream));
+                event_loop.add_role("relay", Box::new(relay), &listen, upstream)?;
             }
         }
         Job::CopyFollow { source, sink } => {
@@ -146,12 +153,15 @@ fn raise_descriptor_limit() {
 /// Time between two attempts to open a replica on a disk that is full or read-only.
 const OPEN_RETRY: Duration = Duration::from_secs(1);
 
-/// Opens a sink as soon as its disk lets it; `None` if a signal comes before.
-fn open_sink(options: &SinkOptions, event_loop: &mut EventLoop) -> anyhow::Result<Option<Sink>> {
+/// Opens a replica as soon as its disk lets it; `None` if a signal comes before.
+fn open<T>(
+    open: impl Fn() -> Result<T, OpenError>,
+    event_loop: &mut EventLoop,
+) -> anyhow::Result<Option<T>> {
     let mut said = String::new();
     loop {
-        match Sink::open(options.clone()) {
-            Ok(sink) => return Ok(Some(sink)),
+        match open() {
+            Ok(role) => return Ok(Some(role)),
             Err(OpenError::NotYet(reason)) => {
                 if reason != said {
                     tracing::error!("{reason}; it is tried again until it succeeds");

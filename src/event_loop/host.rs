@@ -18,7 +18,7 @@ use super::listener::Listener;
 use super::stream::Stream;
 use super::switchboard::{Crowd, Slot, Switchboard};
 use super::{RoleId, Upstream};
-use crate::role::{LinkError, LinkId, Received, Role, RoleError};
+use crate::role::{LinkError, LinkId, Peer, Received, Role, RoleError};
 use crate::wire::{Refusal, Url};
 
 /// A role and all that belongs to it; nothing of one host is shared with another.
@@ -152,7 +152,7 @@ impl Host {
                         tracing::info!("{} accepts connections again", listener.url());
                     }
                     gave_way += usize::from(self.make_place(switchboard));
-                    self.connected(stream, None, &peer, now, switchboard);
+                    self.connected(stream, Peer::Downstream, None, &peer, now, switchboard);
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     listener.paused_until = None;
@@ -296,8 +296,9 @@ impl Host {
             Ok(false) => {}
             Ok(true) => {
                 let Dial::Connecting(attempt) = std::mem::take(&mut self.dial) else { return };
-                let peer = self.upstream_name();
-                self.connected(attempt.stream, Some(attempt.token), &peer, now, switchboard);
+                let (stream, token) = (attempt.stream, Some(attempt.token));
+                let name = self.upstream_name();
+                self.connected(stream, Peer::Upstream, token, &name, now, switchboard);
             }
             Err(error) => self.attempt_failed(&error, now, switchboard),
         }
@@ -307,8 +308,9 @@ impl Host {
     pub(super) fn connected(
         &mut self,
         mut stream: Stream,
+        peer: Peer,
         token: Option<Token>,
-        peer: &str,
+        name: &str,
         now: Instant,
         switchboard: &mut Switchboard,
     ) {
@@ -327,19 +329,19 @@ impl Host {
         }
         if let Err(error) = set_up {
             // Only a connection that broke at once, or a kernel without memory, comes here.
-            tracing::debug!("{}: gave up a new connection, {peer}: {error}", self.name);
+            tracing::debug!("{}: gave up a new connection, {name}: {error}", self.name);
             switchboard.release(token);
-            if self.upstream.is_some() {
+            if peer == Peer::Upstream {
                 self.unreachable(&error, now);
             }
             return;
         }
         let link = LinkId(token.0 as u64);
-        tracing::debug!(link = link.0, "{}: connected, {peer}", self.name);
+        tracing::debug!(link = link.0, "{}: connected, {name}", self.name);
         self.links.insert(link, Link::new(stream));
         self.has_more = true;
         self.is_touched = true;
-        self.role.handle_connected(link, now);
+        self.role.handle_connected(link, peer, now);
     }
 
     /// Reads what came in.

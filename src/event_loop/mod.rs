@@ -34,7 +34,7 @@ use mio::{Events, Interest, Poll, Token, Waker};
 use signal_hook::consts::signal::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook_mio::v1_0::Signals;
 
-use crate::role::{LinkId, Received, Role, RoleError};
+use crate::role::{LinkId, Peer, Received, Role, RoleError};
 use crate::wire::Url;
 use host::Host;
 use limits::{FAREWELL_TIME_MAX, PROGRESS_PAUSE};
@@ -347,10 +347,11 @@ impl EventLoop {
         let pair = UnixStream::pair();
         match pair {
             Ok((ours, theirs)) => {
-                for (id, stream) in [(id, ours), (upstream, theirs)] {
+                let ends = [(id, ours, Peer::Upstream), (upstream, theirs, Peer::Downstream)];
+                for (id, stream, peer) in ends {
                     self.with_host(id, |host, switchboard| {
-                        let peer = "a role of this process";
-                        host.connected(Stream::Unix(stream), None, peer, now, switchboard);
+                        let name = "a role of this process";
+                        host.connected(Stream::Unix(stream), peer, None, name, now, switchboard);
                         Ok(())
                     });
                 }

@@ -10,7 +10,7 @@ use std::rc::Rc;
 
 use super::*;
 use crate::model::{Sequence, Timestamp};
-use crate::role::LinkError;
+use crate::role::{LinkError, Peer};
 use crate::wire::frame::HEADER_BYTES;
 use crate::wire::url::HostPort;
 use crate::wire::{Frame, FrameDecoder, ItemsFrame, Message, Refusal, encode_message};
@@ -59,7 +59,7 @@ impl Role for ToyRole {
         toy.connects && toy.upstream.is_none() && toy.retry_at.is_none_or(|at| at <= now)
     }
 
-    fn handle_connected(&mut self, link: LinkId, _: Instant) {
+    fn handle_connected(&mut self, link: LinkId, _: Peer, _: Instant) {
         let mut toy = self.0.borrow_mut();
         if toy.connects {
             toy.upstream = Some(link);

@@ -7,7 +7,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::state_file::{DirectoryRef, StateFile, StateFileError};
-use crate::model::{Timestamp, TreeId, TreePath, Watermarks};
+use crate::model::{NodeId, Timestamp, TreeId, TreePath, Watermarks};
 
 /// What a replica's tree is known to hold.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -16,9 +16,11 @@ pub struct Checkpoint {
     pub tree: TreeId,
     /// How far it has come, `None` if its state is unknown and must be compared.
     pub watermarks: Option<Watermarks>,
-    /// Files that changed at or after this moment of the source's clock may differ although
+    /// Files that changed at or after this moment of `trusted_node`'s clock may differ although
     /// their size and time agree.
     pub trusted_until: Timestamp,
+    /// The upstream that said so.
+    pub trusted_node: Option<NodeId>,
     /// Subtrees that were asked for and have not come, and whether their content must travel.
     pub needs: Vec<(TreePath, bool)>,
     /// The kernel's boot in which this was written: in a later one the file system may have
@@ -61,6 +63,7 @@ mod tests {
                 applied: Sequence(69_999),
             }),
             trusted_until: Timestamp { seconds: -5, nanoseconds: 999_999_999 },
+            trusted_node: Some(NodeId(77)),
             needs: vec![(TreePath::root(), false), (TreePath::new(&b"a\xff/b"[..]).unwrap(), true)],
             boot_id: u128::MAX - 1,
         }

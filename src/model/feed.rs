@@ -3,7 +3,7 @@
 use std::os::fd::BorrowedFd;
 use std::time::Instant;
 
-use super::{Identity, Position, Record, Sequence, Timestamp, TreePath};
+use super::{Epoch, Identity, NodeId, Position, Record, Sequence, Timestamp, TreePath};
 
 /// Where a source's records come from: the watch of a tree, or a sink.
 pub trait Feed {
@@ -56,6 +56,28 @@ pub trait Feed {
 
     /// Returns why nothing may be sent at all, checked anew: the root is not in its place.
     fn hold(&mut self) -> Option<String>;
+
+    /// Returns where the feed stands among its upstream's records; `None` if it has no upstream,
+    /// and the journal's own numbers are those of the tree.
+    fn upstream(&self) -> Option<Standing> {
+        None
+    }
+}
+
+/// Where a feed that follows an upstream stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Standing {
+    /// The nodes from the origin to the upstream, as far as they are known.
+    pub chain: Vec<NodeId>,
+    /// What all the numbers belong to; `None` until the journal may be served, for it is not known
+    /// yet how it goes on.
+    pub epoch: Option<Epoch>,
+    /// Every rename through this is in the tree.
+    pub moved: Sequence,
+    /// Every record through this is in the tree; `None` while that is compared.
+    pub applied: Option<Sequence>,
+    /// The origin's last record and its clock, as heard last.
+    pub origin: (Sequence, Timestamp),
 }
 
 /// An event of a feed.

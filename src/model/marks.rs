@@ -7,10 +7,10 @@
 use std::collections::VecDeque;
 
 use super::limits::MARKS_MAX;
-use super::{Mark, Sequence, Timestamp};
+use super::{Mark, Sequence};
 
 /// The marks of a relay's journal, or some of them: with fewer, a downstream is told again what it
-/// knows, and trusts less.
+/// knows.
 #[derive(Debug, Default)]
 pub struct Marks {
     /// With their places in the journal, which rise. What they name does not always: after a crash
@@ -56,13 +56,6 @@ impl Marks {
         let is_before = |(_, mark): &&(Sequence, Mark)| mark.watermarks.applied <= applied;
         self.marks.iter().rfind(is_before).map(|(sequence, _)| *sequence)
     }
-
-    /// Returns the moment of the relay's clock up to which its tree held nothing newer than
-    /// `clock` of the origin's: who had all of that has the content of what did not change since.
-    pub fn here(&self, clock: Timestamp) -> Timestamp {
-        let earlier = self.marks.iter().take_while(|(_, mark)| mark.clock <= clock);
-        earlier.last().map_or(Timestamp::default(), |(_, mark)| mark.here)
-    }
 }
 
 /// Leaves every second one out, but not the first.
@@ -77,18 +70,13 @@ pub fn thin_out<T>(sequence: &mut VecDeque<T>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{EpochId, Watermarks};
+    use crate::model::{EpochId, Timestamp, Watermarks};
 
-    fn mark(applied: u64, clock: i64) -> Mark {
+    fn mark(applied: u64) -> Mark {
         let epoch = EpochId { counter: 1, random: 1 };
         let applied = Sequence(applied);
-        let time = |seconds| Timestamp { seconds, nanoseconds: 0 };
-        Mark {
-            watermarks: Watermarks { epoch, moved: applied, applied },
-            clock: time(clock),
-            here: time(clock + 1000),
-            is_whole: true,
-        }
+        let watermarks = Watermarks { epoch, moved: applied, applied };
+        Mark { watermarks, clock: Timestamp::default(), is_whole: true }
     }
 
     #[test]
@@ -96,16 +84,13 @@ mod tests {
         let mut marks = Marks::default();
         // The relay was killed behind 7, and was told again what follows 5.
         for (sequence, applied) in [(2, 5), (4, 7), (6, 6), (8, 7), (9, 9)] {
-            marks.push(Sequence(sequence), mark(applied, applied as i64));
+            marks.push(Sequence(sequence), mark(applied));
         }
         let cursor = |applied| marks.cursor(Sequence(applied)).map(|found| found.0);
         assert_eq!([cursor(4), cursor(5), cursor(6), cursor(7)], [None, Some(2), Some(6), Some(8)]);
         assert_eq!([cursor(8), cursor(9), cursor(99)], [Some(8), Some(9), Some(9)]);
-        // What was in place when 6 came again was as of 7.
-        let here = |clock| marks.here(Timestamp { seconds: clock, nanoseconds: 0 }).seconds;
-        assert_eq!([here(4), here(5), here(6), here(7), here(9)], [0, 1005, 1005, 1007, 1009]);
         marks.drop_below(Sequence(4));
-        assert_eq!((marks.cursor(Sequence(5)), marks.here(mark(6, 6).clock).seconds), (None, 0));
+        assert_eq!(marks.cursor(Sequence(5)), None);
     }
 
     #[test]
@@ -113,7 +98,7 @@ mod tests {
         let mut marks = Marks::default();
         let count = 4 * MARKS_MAX as u64;
         for number in 1..=count {
-            marks.push(Sequence(number), mark(number, number as i64));
+            marks.push(Sequence(number), mark(number));
         }
         assert!(marks.marks.len() <= MARKS_MAX);
         let mut last = Sequence(0);

@@ -73,6 +73,15 @@ pub struct Epoch {
     pub parent: Option<(EpochId, Sequence)>,
 }
 
+impl Epoch {
+    /// Returns whether a replica that is so far goes on by position in this epoch: it is in it, or
+    /// in its parent where the two were still one.
+    pub fn continues(&self, marks: &Watermarks) -> bool {
+        let is_shared = |(parent, shared)| marks.epoch == parent && marks.moved <= shared;
+        marks.epoch == self.id || self.parent.is_some_and(is_shared)
+    }
+}
+
 /// Where in the history of a tree a record stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Position {
@@ -104,10 +113,9 @@ pub struct Watermarks {
 pub struct Mark {
     /// How far, in the upstream's numbers.
     pub watermarks: Watermarks,
-    /// The origin's clock when it knew of no change that is not named.
+    /// The relay's clock, when no change of its tree was still to be journaled: 0 while that
+    /// cannot be said.
     pub clock: Timestamp,
-    /// The relay's own clock when all was in place.
-    pub here: Timestamp,
     /// Whether nothing was missing besides. Only then downstreams may take it for their own
     /// position: what the relay still asks for, they do not know of.
     pub is_whole: bool,

@@ -86,6 +86,11 @@ impl RenameIndex {
         self.origin_floor
     }
 
+    /// Notes that renames through `origin` may have been dropped before the index was made.
+    pub fn forget_through(&mut self, origin: Sequence) {
+        self.origin_floor = self.origin_floor.max(origin);
+    }
+
     /// Returns the last rename's origin, `None` if none is known.
     pub fn last_origin(&self) -> Option<Sequence> {
         self.renames.back().map(|last| last.origin)

@@ -8,6 +8,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use crate::journal::PendingSync;
 use crate::journal::checkpoint::Checkpoint;
 use crate::model::Watermarks;
 use crate::tree::replica::Replica;
@@ -19,6 +20,8 @@ pub(super) struct Checkpointer {
     last: Instant,
     /// The position, and the revision of the needs, that were saved last.
     saved: Option<(Watermarks, u64)>,
+    /// Whether the tree had no position before: the first one is saved without a pause.
+    is_first: bool,
     running: Option<Running>,
     woken: OwnedFd,
     wake: OwnedFd,
@@ -35,7 +38,15 @@ impl Checkpointer {
         let flags = rustix::pipe::PipeFlags::CLOEXEC | rustix::pipe::PipeFlags::NONBLOCK;
         let (woken, wake) = rustix::pipe::pipe_with(flags)?;
         let last = Instant::now();
-        Ok(Checkpointer { interval, last, saved: None, running: None, woken, wake })
+        Ok(Checkpointer {
+            interval,
+            last,
+            saved: None,
+            is_first: false,
+            running: None,
+            woken,
+            wake,
+        })
     }
 
     /// Returns what becomes readable when a checkpoint is done.
@@ -46,26 +57,31 @@ impl Checkpointer {
     /// Returns when to save this position with needs of this revision, `None` if that is saved.
     pub fn due_at(&self, marks: Watermarks, needs: u64) -> Option<Instant> {
         let news = self.saved != Some((marks, needs));
-        (news && self.running.is_none()).then_some(self.last + self.interval)
+        let due = if self.is_first { self.last } else { self.last + self.interval };
+        (news && self.running.is_none()).then_some(due)
     }
 
-    /// Begins to save what was applied so far, with needs of this revision.
+    /// Begins to save what was applied so far, with needs of this revision, once `journal` is
+    /// durable.
     pub fn start(
         &mut self,
         replica: &Replica,
+        journal: Option<PendingSync>,
         checkpoint: Checkpoint,
         needs: u64,
         now: Instant,
     ) -> io::Result<()> {
         let Some(marks) = checkpoint.watermarks else { return Ok(()) };
         // What fails is not due again at once.
-        self.last = now;
+        (self.last, self.is_first) = (now, false);
         let root = replica.root().as_fd().try_clone_to_owned()?;
         let control = replica.control().try_clone_to_owned()?;
         let wake = self.wake.try_clone()?;
         let thread = std::thread::Builder::new().name("checkpoint".into()).spawn(move || {
-            let saved = rustix::fs::syncfs(&root)
+            let journaled = journal.map_or(Ok(()), |journal| journal.run().map(drop));
+            let saved = journaled
                 .map_err(|error| error.to_string())
+                .and_then(|()| rustix::fs::syncfs(&root).map_err(|error| error.to_string()))
                 .and_then(|()| checkpoint.save(control.as_fd()).map_err(|error| error.to_string()));
             // Full, the pipe wakes the loop all the same.
             let _ = rustix::io::write(&wake, &[0]);
@@ -85,13 +101,14 @@ impl Checkpointer {
         }
     }
 
-    /// Waits for a checkpoint that is under way, so that it cannot overwrite a later one.
+    /// Waits for a checkpoint that is under way, so that it cannot overwrite the one that says that
+    /// the tree has no position.
     pub fn cancel(&mut self) {
         if let Some(Err(error)) = self.join() {
             tracing::error!("the checkpoint failed: {error}");
         }
         let _ = rustix::io::read(&self.woken, &mut [0; 64]);
-        self.saved = None;
+        (self.saved, self.is_first) = (None, true);
     }
 
     fn join(&mut self) -> Option<Result<Watermarks, String>> {

@@ -8,22 +8,35 @@ mod checkpointer;
 pub mod identity;
 pub mod options;
 mod problems;
+mod relay;
 mod sink;
 mod source;
 
-pub use crate::model::feed::{Confirmation, Feed, FeedEvent, Progress};
-pub use options::{SinkOptions, SourceOptions};
+pub use crate::model::feed::{Confirmation, Feed, FeedEvent, Progress, Standing};
+pub use options::{RelayOptions, SinkOptions, SourceOptions};
+pub use relay::Relay;
 pub use sink::{OpenError, Sink};
 pub use source::Source;
 
 use std::os::fd::BorrowedFd;
 use std::time::Instant;
 
+use crate::journal::PendingSync;
+use crate::watch::Watch;
 use crate::wire::{Frame, Refusal};
 
 /// Names one connection of a role; never used again for another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct LinkId(pub u64);
+
+/// Who is at the other end of a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Peer {
+    /// The one that the role asked for.
+    Upstream,
+    /// One that came.
+    Downstream,
+}
 
 /// What the event loop drives.
 ///
@@ -44,7 +57,7 @@ pub trait Role {
     fn wants_upstream(&self, now: Instant) -> bool;
 
     /// Handles a connection that was made or accepted.
-    fn handle_connected(&mut self, link: LinkId, now: Instant);
+    fn handle_connected(&mut self, link: LinkId, peer: Peer, now: Instant);
 
     /// Handles that bytes came in on `link`, be it a part of a frame only.
     fn handle_received(&mut self, _link: LinkId, _now: Instant) {}
@@ -90,6 +103,32 @@ pub trait Role {
     /// Leaves a clean state behind: what is applied becomes durable. Called once, last.
     fn shut_down(&mut self) -> Result<(), RoleError>;
 }
+
+/// A feed that may be a role by itself: a sink, which makes a relay of its source.
+pub trait SourceFeed: Feed {
+    /// Returns what is driven besides, if there is anything.
+    fn role(&self) -> Option<&dyn Role> {
+        None
+    }
+
+    /// See [`SourceFeed::role`].
+    fn role_mut(&mut self) -> Option<&mut dyn Role> {
+        None
+    }
+
+    /// Brings in place what came, so that it can be served.
+    fn settle(&mut self, _now: Instant) {}
+
+    /// Returns whether the feed waits for [`SourceFeed::handle_journal_sync`].
+    fn wants_journal_sync(&self, _now: Instant) -> bool {
+        false
+    }
+
+    /// Takes what makes the journal durable as far as it was written.
+    fn handle_journal_sync(&mut self, _sync: PendingSync) {}
+}
+
+impl SourceFeed for Watch {}
 
 /// How far a role is in receiving or comparing a whole tree.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

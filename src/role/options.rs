@@ -32,3 +32,12 @@ pub struct SinkOptions {
     /// Time between two checkpoints.
     pub checkpoint_interval: Duration,
 }
+
+/// What a relay is opened with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RelayOptions {
+    /// Its replica.
+    pub sink: SinkOptions,
+    /// Most bytes that the journal may take on disk.
+    pub journal_bytes: u64,
+}

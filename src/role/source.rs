@@ -9,14 +9,19 @@ use super::batch::{BATCH_JOBS_MAX, Batch};
 use super::identity::SourceIdentity;
 use super::options::SourceOptions;
 use super::problems::Problems;
-use super::{Feed, FeedEvent, LinkError, LinkId, Role, RoleError};
+use super::relay::Replay;
+use super::{FeedEvent, LinkError, LinkId, Peer, Received, Role, RoleError, SourceFeed};
 use crate::journal::{Cursor, Journal, JournalError, ReadError};
 use crate::model::limits::{HEARTBEAT_MS, RECORDS_READ_MAX};
-use crate::model::{Change, Epoch, Position, RenameIndex, Sequence, Timestamp, TreePath, What};
-use crate::session::{Sender, SourceState};
+use crate::model::{
+    Change, Epoch, Mark, Marks, NodeId, Position, RenameIndex, Sequence, Timestamp, TreePath, What,
+};
+use crate::session::{Relayed, Sender, SourceState};
 use crate::tree::{Reader, Root, StageReader};
 use crate::watch::{Watch, WatchOptions, wall_clock};
-use crate::wire::{Frame, FrameKind, Item, Message, Refusal, StageId, encode_message};
+use crate::wire::{
+    DownstreamHello, Frame, FrameKind, Item, Message, Refusal, StageId, encode_message,
+};
 
 /// Time between two attempts while nothing may be sent.
 const RETRY: Duration = Duration::from_millis(500);
@@ -34,13 +39,16 @@ const FILLS_MAX: u32 = 8;
 /// Serves one tree to any number of downstreams.
 pub struct Source<F> {
     path: PathBuf,
-    feed: F,
+    pub(super) feed: F,
     journal: Journal,
     renames: RenameIndex,
+    /// Where in a relay's journal its upstream's positions are.
+    marks: Marks,
     reader: Reader,
-    identity: SourceIdentity,
-    epoch: Epoch,
-    downstreams: BTreeMap<LinkId, Downstream>,
+    node: NodeId,
+    pub(super) downstreams: BTreeMap<LinkId, Downstream>,
+    /// The nodes above and the epoch, as downstreams were told them.
+    pub(super) standing: Option<(Vec<NodeId>, Option<Epoch>)>,
     problems: Problems,
     /// Most jobs that are read between two drains of the feed.
     batch_jobs_max: usize,
@@ -59,17 +67,19 @@ pub struct Source<F> {
 }
 
 /// One downstream: a session, and what belongs to it.
-struct Downstream {
-    sender: Sender,
+pub(super) struct Downstream {
+    pub(super) sender: Sender,
     cursor: Option<Cursor>,
     stages: HashMap<StageId, StageReader>,
     /// Encoded and not handed out.
     frames: VecDeque<Vec<u8>>,
-    /// A hello that waits for the first scan.
-    hello: Option<Message>,
+    /// A hello that waits for the first scan, or until a relay is as far as its downstream.
+    hello: Option<DownstreamHello>,
+    /// Whether it was said that it waits.
+    waits: bool,
     heartbeat_at: Instant,
     /// Why the connection is to be closed.
-    refusal: Option<Refusal>,
+    pub(super) refusal: Option<Refusal>,
 }
 
 impl Source<Watch> {
@@ -96,12 +106,12 @@ impl Source<Watch> {
     }
 }
 
-impl<F: Feed> Source<F> {
+impl<F: SourceFeed> Source<F> {
     /// Returns a source that journals what `feed` brings. Continuity with an earlier run is
     /// never claimed, so a new epoch begins.
     pub fn new(
         path: PathBuf,
-        mut feed: F,
+        feed: F,
         mut journal: Journal,
         reader: Reader,
         identity: SourceIdentity,
@@ -110,16 +120,28 @@ impl<F: Feed> Source<F> {
         journal
             .begin_epoch(identity.tree, epoch)
             .map_err(|error| RoleError(format!("the journal cannot be written: {error}")))?;
+        Ok(Source::resume(path, feed, journal, reader, identity.node, Replay::default()))
+    }
+
+    /// Returns a source that goes on with a journal, of which `replay` is what there is to know.
+    pub(super) fn resume(
+        path: PathBuf,
+        mut feed: F,
+        journal: Journal,
+        reader: Reader,
+        node: NodeId,
+        replay: Replay,
+    ) -> Self {
         feed.start(journal.next_sequence());
-        let renames = RenameIndex::new(journal.floor(), journal.floor());
-        Ok(Source {
+        Source {
             path,
             feed,
             journal,
-            renames,
+            renames: replay.renames,
+            marks: replay.marks,
             reader,
-            identity,
-            epoch,
+            node,
+            standing: None,
             downstreams: BTreeMap::new(),
             problems: Problems::default(),
             batch_jobs_max: BATCH_JOBS_MAX,
@@ -130,7 +152,7 @@ impl<F: Feed> Source<F> {
             started: Instant::now(),
             held: None,
             held_until: Instant::now(),
-        })
+        }
     }
 
     /// Returns the feed.
@@ -146,7 +168,7 @@ impl<F: Feed> Source<F> {
 
     /// Brings the journal up to what the feed knows now, or as far as a turn goes. Returns
     /// whether states may be read and sent.
-    fn drain(&mut self, now: Instant) -> bool {
+    pub(super) fn drain(&mut self, now: Instant) -> bool {
         let journaled = self.journal_events();
         // What a journal without room does not take waits for the next attempt.
         self.has_backlog &= journaled.is_ok();
@@ -167,13 +189,12 @@ impl<F: Feed> Source<F> {
             if self.held.is_some() {
                 tracing::info!("{}: going on", self.path.display());
             }
-            let position = Position {
-                tree: self.identity.tree,
-                epoch: self.epoch.id,
-                sequence: self.journal.committed(),
-            };
-            self.feed.committed(position);
+            if let Some((tree, epoch)) = self.journal.tree_and_epoch() {
+                let sequence = self.journal.committed();
+                self.feed.committed(Position { tree, epoch: epoch.id, sequence });
+            }
             self.renames.drop_through(self.journal.floor());
+            self.marks.drop_below(self.journal.floor());
         }
         self.held = held;
         self.is_drained()
@@ -193,9 +214,10 @@ impl<F: Feed> Source<F> {
         while Instant::now() < deadline {
             if let Some(position) = self.reset {
                 let epoch = Epoch { id: position.epoch, parent: None };
+                self.start_over("its tree is compared with the upstream's");
                 self.journal.begin_epoch(position.tree, epoch)?;
-                self.renames = RenameIndex::new(self.journal.floor(), self.journal.floor());
-                (self.epoch, self.reset) = (epoch, None);
+                self.renames = RenameIndex::new(self.journal.floor(), position.sequence);
+                (self.marks, self.reset) = (Marks::default(), None);
             }
             if self.journal.buffered_bytes() >= BUFFERED_BYTES_MAX {
                 self.journal.commit()?;
@@ -204,6 +226,9 @@ impl<F: Feed> Source<F> {
                 Some(FeedEvent::Record(record)) => {
                     self.has_news |= self.downstreams.len() > 1;
                     self.renames.push(&record);
+                    if let Change::Through(mark) = record.change {
+                        self.marks.push(record.sequence, mark);
+                    }
                     self.problems.translate(&record.change);
                     self.journal.append(&record);
                     if let (Some(changed), Change::Dirty { path, what }) =
@@ -223,16 +248,54 @@ impl<F: Feed> Source<F> {
         Ok(())
     }
 
-    fn state(&self) -> SourceState {
-        SourceState {
-            tree: self.identity.tree,
-            chain: vec![self.identity.node],
-            epoch: self.epoch,
-            floor: self.journal.floor(),
-            head: self.journal.committed(),
-            clock: self.feed.clock(),
-            relayed: None,
+    /// Returns what sessions must know; `None` while there is nothing to serve.
+    fn state(&self) -> Option<SourceState> {
+        let (tree, mut epoch) = self.journal.tree_and_epoch().filter(|_| self.reset.is_none())?;
+        let (mut chain, mut relayed) = (Vec::new(), None);
+        if let Some(standing) = self.feed.upstream() {
+            let is_reached = |mark: &Mark| Some(mark.watermarks.applied) <= standing.applied;
+            relayed = Some(Relayed {
+                moved: standing.moved,
+                applied: standing.applied,
+                origin: standing.origin,
+                mark: self.marks.last_whole().filter(|(_, mark)| is_reached(mark)),
+                after: None,
+            });
+            (chain, epoch) = (standing.chain, standing.epoch?);
         }
+        chain.push(self.node);
+        let (floor, head) = (self.journal.floor(), self.journal.committed());
+        Some(SourceState { tree, chain, epoch, floor, head, clock: self.feed.clock(), relayed })
+    }
+
+    /// Answers a hello that waits, if it can be answered now.
+    fn greet(
+        &mut self,
+        link: LinkId,
+        mut state: SourceState,
+        now: Instant,
+    ) -> Result<(), LinkError> {
+        let Some(downstream) = self.downstreams.get_mut(&link) else { return Ok(()) };
+        let Some(hello) = &downstream.hello else { return Ok(()) };
+        if state.must_wait_for(hello) {
+            if !std::mem::replace(&mut downstream.waits, true) {
+                tracing::info!(
+                    "{}: a downstream is ahead; it waits until the same is applied here",
+                    self.path.display()
+                );
+            }
+            return Ok(());
+        }
+        if let (Some(relayed), Some(marks)) = (&mut state.relayed, hello.watermarks) {
+            relayed.after = self.marks.cursor(marks.applied);
+        }
+        let Some(hello) = downstream.hello.take() else { return Ok(()) };
+        let answer = downstream
+            .sender
+            .handle_message(Message::DownstreamHello(hello), &state, &self.renames, now)
+            .map_err(LinkError::Refuse)?;
+        downstream.frames.extend(answer.as_ref().map(encode_message));
+        Ok(())
     }
 
     /// Reads what `link` is to be sent next and turns it into frames. Returns whether there may
@@ -242,16 +305,12 @@ impl<F: Feed> Source<F> {
         if self.has_backlog || !self.drain(now) {
             return Ok(false);
         }
-        let state = self.state();
+        let Some(state) = self.state() else { return Ok(false) };
+        let (head, clock) = (state.head, state.clock);
+        let applied = state.relayed.map(|relayed| relayed.applied);
+        self.greet(link, state, now)?;
         let Some(downstream) = self.downstreams.get_mut(&link) else { return Ok(false) };
-        if let Some(hello) = downstream.hello.take() {
-            let answer = downstream
-                .sender
-                .handle_message(hello, &state, &self.renames, now)
-                .map_err(LinkError::Refuse)?;
-            downstream.frames.extend(answer.as_ref().map(encode_message));
-        }
-        if !downstream.sender.is_running() {
+        if !downstream.sender.is_running() || downstream.refusal.is_some() {
             return Ok(false);
         }
         let Downstream { sender, cursor, stages, frames, .. } = downstream;
@@ -275,10 +334,10 @@ impl<F: Feed> Source<F> {
                 batch.push(&Item::Unfinished { path });
             }
         }
-        if let Some(after) = sender.wants_records(state.head) {
-            take_records(&self.journal, cursor, sender, after, state.head)?;
+        if let Some(after) = sender.wants_records(head) {
+            take_records(&self.journal, cursor, sender, after, head, applied)?;
         }
-        sender.begin_batch(state.head, state.clock);
+        sender.begin_batch(head, clock);
         batch.read(
             sender,
             stages,
@@ -300,7 +359,7 @@ impl<F: Feed> Source<F> {
         let Downstream { sender, stages, frames, .. } = downstream;
         batch.use_confirmed(sender, stages, &mut self.feed, is_drained, &changed, &self.renames);
         // What is not taken up yet is not known before any later moment.
-        let clock = if is_drained { self.feed.clock() } else { state.clock };
+        let clock = if is_drained { self.feed.clock() } else { clock };
         while let Some(item) = sender.poll_through(clock) {
             batch.push(&item);
         }
@@ -313,27 +372,40 @@ impl<F: Feed> Source<F> {
     }
 }
 
-impl<F: Feed> Role for Source<F> {
+impl<F: SourceFeed> Role for Source<F> {
     fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
-        self.feed.descriptor().into_iter().collect()
+        let own = self.feed.descriptor();
+        let inner = self.feed.role().map(|role| role.descriptors());
+        own.into_iter().chain(inner.into_iter().flatten()).collect()
     }
 
     fn handle_readable(&mut self, now: Instant) -> Result<(), RoleError> {
-        self.drain(now);
-        Ok(())
+        match self.with_role(now, |role| role.handle_readable(now)) {
+            Some(handled) => handled,
+            None => {
+                self.drain(now);
+                Ok(())
+            }
+        }
     }
 
-    fn wants_upstream(&self, _now: Instant) -> bool {
-        false
+    fn wants_upstream(&self, now: Instant) -> bool {
+        // What cannot be journaled must not be applied.
+        self.held.is_none() && self.feed.role().is_some_and(|role| role.wants_upstream(now))
     }
 
-    fn handle_connected(&mut self, link: LinkId, now: Instant) {
+    fn handle_connected(&mut self, link: LinkId, peer: Peer, now: Instant) {
+        if peer == Peer::Upstream {
+            self.with_role(now, |role| role.handle_connected(link, peer, now));
+            return;
+        }
         let downstream = Downstream {
             sender: Sender::new(now),
             cursor: None,
             stages: HashMap::new(),
             frames: VecDeque::new(),
             hello: None,
+            waits: false,
             heartbeat_at: now + Duration::from_millis(HEARTBEAT_MS),
             refusal: None,
         };
@@ -344,9 +416,18 @@ impl<F: Feed> Role for Source<F> {
         &mut self,
         link: LinkId,
         frame: Frame<'_>,
-        _bytes: usize,
+        bytes: usize,
         now: Instant,
     ) -> Result<(), LinkError> {
+        if !self.downstreams.contains_key(&link) {
+            let handled = self.with_role(now, |role| role.handle_frame(link, frame, bytes, now));
+            handled.unwrap_or(Ok(()))?;
+            if self.journal.buffered_bytes() < BUFFERED_BYTES_MAX {
+                return Ok(());
+            }
+            let reason = "what it applies cannot be journaled".to_string();
+            return Err(LinkError::Refuse(Refusal::StartOver(reason)));
+        }
         let refuse = |reason: String| LinkError::Refuse(Refusal::Protocol(reason));
         if frame.kind != FrameKind::Message {
             return Err(refuse("a downstream sends no items".into()));
@@ -356,12 +437,14 @@ impl<F: Feed> Role for Source<F> {
         let Some(downstream) = self.downstreams.get_mut(&link) else { return Ok(()) };
         match message {
             Message::Bye(reason) => Err(LinkError::Refused(reason)),
-            Message::DownstreamHello(_) if !downstream.sender.is_running() => {
-                downstream.hello = Some(message);
+            Message::DownstreamHello(hello) if !downstream.sender.is_running() => {
+                downstream.hello = Some(hello);
                 downstream.heartbeat_at = now + Duration::from_millis(HEARTBEAT_MS);
                 Ok(())
             }
             message => {
+                // It is greeted anew soon.
+                let Some(state) = state else { return Ok(()) };
                 let answer = downstream
                     .sender
                     .handle_message(message, &state, &self.renames, now)
@@ -372,18 +455,32 @@ impl<F: Feed> Role for Source<F> {
         }
     }
 
-    fn handle_drained(&mut self, _link: LinkId, _now: Instant) -> Result<(), LinkError> {
-        Ok(())
+    fn handle_received(&mut self, link: LinkId, now: Instant) {
+        if !self.downstreams.contains_key(&link)
+            && let Some(role) = self.feed.role_mut()
+        {
+            role.handle_received(link, now);
+        }
     }
 
-    fn check(&mut self, link: LinkId, _now: Instant) -> Result<(), LinkError> {
-        let downstream = self.downstreams.get_mut(&link);
-        let refusal = downstream.and_then(|downstream| downstream.refusal.take());
-        refusal.map_or(Ok(()), |refusal| Err(LinkError::Refuse(refusal)))
+    fn handle_drained(&mut self, link: LinkId, now: Instant) -> Result<(), LinkError> {
+        if self.downstreams.contains_key(&link) {
+            return Ok(());
+        }
+        self.with_role(now, |role| role.handle_drained(link, now)).unwrap_or(Ok(()))
+    }
+
+    fn check(&mut self, link: LinkId, now: Instant) -> Result<(), LinkError> {
+        let Some(downstream) = self.downstreams.get_mut(&link) else {
+            return self.feed.role_mut().map_or(Ok(()), |role| role.check(link, now));
+        };
+        downstream.refusal.take().map_or(Ok(()), |refusal| Err(LinkError::Refuse(refusal)))
     }
 
     fn poll_transmit(&mut self, link: LinkId, now: Instant) -> Result<Option<Vec<u8>>, LinkError> {
-        let Some(downstream) = self.downstreams.get_mut(&link) else { return Ok(None) };
+        let Some(downstream) = self.downstreams.get_mut(&link) else {
+            return self.feed.role_mut().map_or(Ok(None), |role| role.poll_transmit(link, now));
+        };
         if downstream.frames.is_empty() {
             let mut fills = 0;
             while self.fill(link, now)?
@@ -400,8 +497,11 @@ impl<F: Feed> Role for Source<F> {
         Ok(downstream.and_then(|downstream| downstream.frames.pop_front()))
     }
 
-    fn handle_closed(&mut self, link: Option<LinkId>, reason: &str, _now: Instant) {
+    fn handle_closed(&mut self, link: Option<LinkId>, reason: &str, now: Instant) {
         let left = link.and_then(|link| self.downstreams.remove(&link));
+        if left.is_none() {
+            self.with_role(now, |role| role.handle_closed(link, reason, now));
+        }
         // Who never said hello was none.
         if left.is_some_and(|downstream| downstream.sender.is_running()) {
             tracing::info!("{}: a downstream left: {reason}", self.path.display());
@@ -412,6 +512,8 @@ impl<F: Feed> Role for Source<F> {
         // A journal without room takes nothing up: its next attempt is what is waited for.
         let is_full = self.journal.buffered_bytes() >= BUFFERED_BYTES_MAX;
         let mut next = if is_full { None } else { self.feed.poll_timeout() };
+        let role = self.feed.role().and_then(|role| role.poll_timeout());
+        next = next.into_iter().chain(role).min();
         let mut at = |moment: Instant| next = Some(next.map_or(moment, |next| next.min(moment)));
         if self.has_news || self.has_backlog {
             at(self.started);
@@ -437,19 +539,38 @@ impl<F: Feed> Role for Source<F> {
             self.feed.mark(&path);
         }
         self.has_news = false;
-        self.drain(now);
-        let (head, clock) = (self.journal.committed(), wall_clock());
+        if self.feed.wants_journal_sync(now) {
+            match self.journal.sync_later() {
+                Ok(sync) => self.feed.handle_journal_sync(sync),
+                Err(error) => tracing::error!("{error}; the checkpoint waits"),
+            }
+        }
+        match self.with_role(now, |role| role.handle_timeout(now)) {
+            Some(handled) => handled?,
+            None => _ = self.drain(now),
+        }
+        let own = (self.journal.committed(), wall_clock());
+        let (head, clock) = self.feed.upstream().map_or(own, |standing| standing.origin);
         for downstream in self.downstreams.values_mut() {
             downstream.keep_alive(head, clock, now);
         }
         Ok(())
     }
 
+    fn received(&self) -> Option<Received> {
+        self.feed.role()?.received()
+    }
+
     fn shut_down(&mut self) -> Result<(), RoleError> {
+        let now = Instant::now();
+        self.feed.settle(now);
+        self.drain(now);
         let failed = |error: &dyn std::fmt::Display| {
             RoleError(format!("the journal could not be written at the end: {error}"))
         };
-        self.journal.close().map_err(|error| failed(&error))
+        self.journal.close().map_err(|error| failed(&error))?;
+        // What its checkpoint names is in the journal by now.
+        self.feed.role_mut().map_or(Ok(()), |role| role.shut_down())
     }
 }
 
@@ -479,12 +600,16 @@ impl Downstream {
 }
 
 /// Reads the journal on for a sender.
+///
+/// `applied` is how far a relay's tree is: marks of what it had once, and lost when the machine lost
+/// power, come again.
 fn take_records(
     journal: &Journal,
     cursor: &mut Option<Cursor>,
     sender: &mut Sender,
     after: Sequence,
     head: Sequence,
+    applied: Option<Option<Sequence>>,
 ) -> Result<(), LinkError> {
     let fallen = || LinkError::Refuse(Refusal::StartOver("it fell off the journal".into()));
     if cursor.is_none() {
@@ -504,6 +629,10 @@ fn take_records(
         Some(last) if records.len() == RECORDS_READ_MAX => last.sequence,
         _ => head,
     };
+    records.retain(|record| match record.change {
+        Change::Through(mark) => applied.is_some_and(|now| Some(mark.watermarks.applied) <= now),
+        _ => true,
+    });
     sender.handle_records(records, through);
     Ok(())
 }

@@ -22,5 +22,5 @@ pub mod sender;
 mod walk;
 
 pub use receiver::{Receiver, ReceiverState};
-pub use sender::{Job, Look, Origin, Relayed, Resume, Sender, SourceState};
+pub use sender::{Job, Look, Origin, Relayed, Sender, SourceState};
 pub use walk::Mode;

@@ -57,9 +57,9 @@ pub enum Message {
     },
     /// From the upstream, while nothing else is sent.
     Heartbeat {
-        /// The journal's last sequence.
+        /// The last sequence of the tree's source.
         head: Sequence,
-        /// The upstream's clock.
+        /// That source's clock.
         clock: Timestamp,
     },
     /// The last message of either side: why it closes the connection.
@@ -83,9 +83,11 @@ pub struct DownstreamHello {
     pub tree: Option<TreeId>,
     /// How far it is, `None` if its tree is in an unknown state.
     pub watermarks: Option<Watermarks>,
-    /// Files changed at or after this moment of the source's clock may differ although their
+    /// Files changed at or after this moment of `trusted_node`'s clock may differ although their
     /// size and time agree.
     pub trusted_until: Timestamp,
+    /// The upstream that said so.
+    pub trusted_node: Option<NodeId>,
     /// Whether its tree has nothing in it.
     pub empty: bool,
 }
@@ -103,9 +105,9 @@ pub struct UpstreamHello {
     pub epoch: Epoch,
     /// How the downstream is brought up to date.
     pub plan: Plan,
-    /// The journal's last sequence.
+    /// The last sequence of the tree's source, as far as the upstream knows.
     pub head: Sequence,
-    /// The upstream's clock.
+    /// That source's clock.
     pub clock: Timestamp,
 }
 
@@ -211,7 +213,7 @@ pub enum Item {
     Through {
         /// The sequence.
         sequence: Sequence,
-        /// The source's clock when it knew of no later change.
+        /// The upstream's clock when it knew of no later change.
         clock: Timestamp,
     },
     /// The subtree of a [`Message::Need`] has been sent.

@@ -4,7 +4,7 @@ use std::os::fd::BorrowedFd;
 use std::time::Instant;
 
 use mirror::model::{Identity, Position, Sequence, Timestamp, TreePath};
-use mirror::role::{Confirmation, Feed, FeedEvent, Progress};
+use mirror::role::{Confirmation, Feed, FeedEvent, Progress, SourceFeed};
 use mirror::watch::Watch;
 
 /// What a test does between what a source asks of its watch.
@@ -76,3 +76,5 @@ impl<M: Meddler> Feed for Meddled<M> {
         self.watch.hold()
     }
 }
+
+impl<M: Meddler> SourceFeed for Meddled<M> {}

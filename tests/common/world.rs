@@ -15,7 +15,7 @@ use super::operations::Operations;
 use mirror::journal::Journal;
 use mirror::role::identity::SourceIdentity;
 use mirror::role::options::SinkOptions;
-use mirror::role::{LinkId, Role, Sink, Source};
+use mirror::role::{LinkId, Peer, Role, Sink, Source};
 use mirror::tree::{Reader, Root};
 use mirror::watch::{Watch, WatchOptions};
 use mirror::wire::{FrameDecoder, FrameKind, Item};
@@ -174,8 +174,8 @@ impl World {
         self.links += 1;
         let link = LinkId(self.links);
         self.link = Some(link);
-        sink.handle_connected(link, now);
-        self.source.handle_connected(link, now);
+        sink.handle_connected(link, Peer::Upstream, now);
+        self.source.handle_connected(link, Peer::Downstream, now);
     }
 
     pub fn cut(&mut self) {

@@ -7,7 +7,9 @@ use std::rc::Rc;
 
 use mirror::journal::Journal;
 use mirror::role::identity::SourceIdentity;
-use mirror::role::{Confirmation, Feed, FeedEvent, LinkId, Progress, Role as _, Source};
+use mirror::role::{
+    Confirmation, Feed, FeedEvent, LinkId, Peer, Progress, Role as _, Source, SourceFeed,
+};
 use mirror::tree::{Reader, Root};
 
 use super::*;
@@ -60,6 +62,8 @@ impl Feed for Given {
     }
 }
 
+impl SourceFeed for Given {}
+
 /// A source of an empty tree whose records a test makes, and the number of the next record.
 fn given_source(feed: Given) -> (tempfile::TempDir, Source<Given>, u64) {
     let scratch = common::machine::scratch();
@@ -78,7 +82,7 @@ fn given_source(feed: Given) -> (tempfile::TempDir, Source<Given>, u64) {
 /// Has a downstream connect with `hello`.
 fn connect(source: &mut Source<Given>, link: LinkId, hello: DownstreamHello) {
     let now = Instant::now();
-    source.handle_connected(link, now);
+    source.handle_connected(link, Peer::Downstream, now);
     let mut decoder = FrameDecoder::default();
     decoder.receive(&encode_message(&Message::DownstreamHello(hello)));
     let (frame, length) = decoder.next_frame().unwrap().unwrap();

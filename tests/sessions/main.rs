@@ -62,6 +62,7 @@ fn hello(marks: Option<(u64, u64)>) -> DownstreamHello {
         tree: None,
         watermarks,
         trusted_until: Timestamp::default(),
+        trusted_node: None,
         empty: watermarks.is_none(),
     }
 }

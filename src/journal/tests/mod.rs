@@ -47,7 +47,6 @@ fn record(sequence: u64) -> Record {
                 applied: Sequence(sequence / 2),
             },
             clock: Timestamp { seconds: 1_000_000 + sequence as i64, nanoseconds: 999_999_999 },
-            here: Timestamp { seconds: -1, nanoseconds: 1 },
             is_whole: sequence % 4 == 2,
         }),
         3 => Change::Dirty { path: TreePath::root(), what: What::ATTRIBUTES },

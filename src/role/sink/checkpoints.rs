@@ -12,6 +12,7 @@ impl Sink {
             tree: self.state.tree?,
             watermarks: self.state.watermarks,
             trusted_until: self.state.trusted_until,
+            trusted_node: self.state.trusted_node,
             needs: self.state.needs().map(|(path, content)| (path.clone(), content)).collect(),
             boot_id: boot_id(),
         })
@@ -28,16 +29,26 @@ impl Sink {
         self.replica.forget_moved().map_err(|error| failed(&error))
     }
 
-    pub(super) fn start_checkpoint(&mut self, now: Instant) {
+    /// Returns whether a checkpoint is due.
+    pub(super) fn is_checkpoint_due(&self, now: Instant) -> bool {
         let revision = self.state.revision();
         let due = self.state.watermarks.and_then(|marks| self.checkpointer.due_at(marks, revision));
-        if due.is_none_or(|due| now < due) {
+        due.is_some_and(|due| now >= due)
+    }
+
+    pub(super) fn start_checkpoint(&mut self, now: Instant) {
+        if !self.is_checkpoint_due(now) {
             return;
         }
+        let journal = self.outlet.as_mut().and_then(|outlet| outlet.journal_sync.take());
+        if self.outlet.is_some() && journal.is_none() {
+            return; // What it names must be in the journal as well.
+        }
         let Some(checkpoint) = self.checkpoint() else { return };
-        let started = self
-            .ensure_marker(&checkpoint)
-            .and_then(|()| self.checkpointer.start(&self.replica, checkpoint, revision, now));
+        let revision = self.state.revision();
+        let started = self.ensure_marker(&checkpoint).and_then(|()| {
+            self.checkpointer.start(&self.replica, journal, checkpoint, revision, now)
+        });
         if let Err(error) = started {
             self.say_checkpoint(Some(error.to_string()));
         }

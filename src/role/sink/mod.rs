@@ -1,7 +1,9 @@
 //! A sink: follows one upstream and makes a directory equal to its tree.
 
 mod checkpoints;
+mod feed;
 mod healing;
+mod link_names;
 mod open;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -9,10 +11,12 @@ use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+pub use feed::JournalEnd;
+use feed::Outlet;
 pub use open::OpenError;
 
 use super::checkpointer::Checkpointer;
-use super::{LinkError, LinkId, Received, Role, RoleError};
+use super::{LinkError, LinkId, Peer, Received, Role, RoleError};
 use crate::model::limits::{BACKOFF_MS_MAX, BACKOFF_MS_MIN};
 use crate::session::{Receiver, ReceiverState};
 use crate::tree::replica::{Place, Replica, Room};
@@ -50,6 +54,10 @@ pub struct Sink {
     has_trash: bool,
     started: Instant,
     adopts: bool,
+    /// Whether the machine was not booted since the last checkpoint.
+    is_same_boot: bool,
+    /// What it does as the feed of a relay.
+    outlet: Option<Outlet>,
     /// How far it is with the whole tree, while that is received.
     received: Option<Received>,
 }
@@ -71,13 +79,20 @@ impl Sink {
             received.bytes += raw.len() as u64;
         }
         match self.replica.apply(item, raw) {
-            Ok(applied) => receiver.handle_applied(&mut self.state, item, applied.needs),
+            Ok(applied) => {
+                receiver.handle_applied(&mut self.state, item, applied.needs);
+                self.relay(item);
+            }
             Err(error) if error.is_protocol() => {
                 return Err(LinkError::Refuse(Refusal::Protocol(error.to_string())));
             }
             Err(error) => {
                 receiver.handle_problem(&mut self.state, item, &error.path, now);
                 self.note(&error, now);
+                // A rename counts as done all the same, and what failed of it is asked for.
+                if matches!(item, Item::Rename { .. } | Item::Exchange { .. }) {
+                    self.relay(item);
+                }
             }
         }
         self.take_problems(now);
@@ -90,6 +105,7 @@ impl Sink {
         if let Some((_, receiver)) = &mut self.link {
             receiver.handle_flushed(&mut self.state);
         }
+        self.relay_position();
         if !self.said.is_empty() && self.state.needs().next().is_none() {
             self.said.clear();
             tracing::info!("{}: all problems are cured", self.path.display());
@@ -149,7 +165,7 @@ impl Role for Sink {
         self.link.is_none() && now >= self.connect_at && !self.is_away
     }
 
-    fn handle_connected(&mut self, link: LinkId, now: Instant) {
+    fn handle_connected(&mut self, link: LinkId, _peer: Peer, now: Instant) {
         self.frames.clear();
         self.replica.begin_connection();
         if self.adopts && self.state.watermarks.is_none() {
@@ -210,6 +226,7 @@ impl Role for Sink {
                 LinkError::Refuse(Refusal::StartOver(reason))
             })?;
         }
+        self.relay_hello(plan);
         self.backoff = Duration::from_millis(BACKOFF_MS_MIN);
         if self.unreachable.take().is_some() {
             tracing::info!("{}: connected to the upstream", self.path.display());

@@ -53,9 +53,12 @@ impl Sink {
             ))
         })?;
         let mut state = ReceiverState::new(node);
+        let is_same_boot =
+            checkpoint.as_ref().is_some_and(|checkpoint| checkpoint.boot_id == boot_id());
         if let Some(checkpoint) = checkpoint {
             state.tree = Some(checkpoint.tree);
             state.trusted_until = checkpoint.trusted_until;
+            state.trusted_node = checkpoint.trusted_node;
             state.watermarks = checkpoint.watermarks;
             if let Some(marks) = &mut state.watermarks {
                 let moved = replica.recover_moved(marks.moved).map_err(|error| fail(&error))?;
@@ -113,6 +116,8 @@ impl Sink {
             has_trash: true,
             started: now,
             adopts: options.adopt,
+            is_same_boot,
+            outlet: None,
             received: None,
         })
     }

@@ -24,8 +24,6 @@ pub struct Receiver {
     moved: Sequence,
     /// The mark that counts once everything before it is flushed.
     through: Option<(Sequence, Timestamp)>,
-    /// The upstream's journal head and clock, as it said last.
-    pub upstream_head: (Sequence, Timestamp),
     /// Stages that were given up here, which the upstream is still to be told.
     given_up: Vec<StageId>,
     handled_bytes: u64,
@@ -46,7 +44,6 @@ impl Receiver {
             epoch: None,
             moved: state.watermarks.map_or(Sequence(0), |marks| marks.moved),
             through: None,
-            upstream_head: Default::default(),
             given_up: Vec::new(),
             handled_bytes: 0,
             acked_bytes: 0,
@@ -60,6 +57,7 @@ impl Receiver {
             tree: state.tree,
             watermarks: state.watermarks,
             trusted_until: state.trusted_until,
+            trusted_node: state.trusted_node,
             empty,
         };
         (receiver, Message::DownstreamHello(hello))
@@ -85,7 +83,7 @@ impl Receiver {
             }
             // A heartbeat may come before the hello: the source is scanning its tree.
             Message::Heartbeat { head, clock } => {
-                self.upstream_head = (head, clock);
+                state.origin = (head, clock);
                 Ok(None)
             }
             Message::Bye(_) => Ok(None),
@@ -112,10 +110,11 @@ impl Receiver {
         }
         match hello.plan {
             Plan::Resume => {
-                let epoch = state.watermarks.map(|marks| marks.epoch);
-                if epoch != Some(hello.epoch.id) {
+                let marks = state.watermarks.as_mut().filter(|marks| hello.epoch.continues(marks));
+                let Some(marks) = marks else {
                     return Err(Refusal::Protocol("resumed in another epoch".into()));
-                }
+                };
+                marks.epoch = hello.epoch.id;
             }
             Plan::Compare { moved } | Plan::Full { moved } => {
                 state.watermarks = None;
@@ -130,7 +129,8 @@ impl Receiver {
         }
         state.tree = Some(hello.tree);
         self.epoch = Some(hello.epoch.id);
-        self.upstream_head = (hello.head, hello.clock);
+        (state.chain, state.epoch) = (hello.chain, Some(hello.epoch));
+        state.origin = (hello.head, hello.clock);
         self.plan = Some(hello.plan);
         Ok(hello.plan)
     }
@@ -138,6 +138,11 @@ impl Receiver {
     /// Returns whether the two sides have greeted each other.
     pub fn is_running(&self) -> bool {
         self.plan.is_some()
+    }
+
+    /// Returns through which rename the tree is, also while all else in it is unknown.
+    pub fn moved(&self) -> Sequence {
+        self.moved
     }
 
     /// Checks an item before it is applied. Returns `false` for what is not for the tree and is
@@ -255,7 +260,7 @@ impl Receiver {
         if state.needs.is_empty()
             && let Some(clock) = state.trusted_next.take()
         {
-            state.trusted_until = clock;
+            (state.trusted_until, state.trusted_node) = (clock, state.chain.last().copied());
         }
     }
 

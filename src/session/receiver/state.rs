@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crate::model::limits::*;
-use crate::model::{Change, NodeId, Sequence, Timestamp, TreeId, TreePath, Watermarks};
+use crate::model::{Change, Epoch, NodeId, Sequence, Timestamp, TreeId, TreePath, Watermarks};
 
 /// First and longest pause before what failed is asked for again.
 pub(super) const RETRY_MIN: Duration = Duration::from_secs(1);
@@ -22,8 +22,16 @@ pub struct ReceiverState {
     pub tree: Option<TreeId>,
     /// How far it is; `None` while its state is unknown.
     pub watermarks: Option<Watermarks>,
-    /// Up to this moment of the source's clock, equal size and time mean equal content.
+    /// The nodes from the origin to the upstream that it was connected to last.
+    pub chain: Vec<NodeId>,
+    /// That upstream's epoch.
+    pub epoch: Option<Epoch>,
+    /// The origin's journal head and clock, as the upstream said last.
+    pub origin: (Sequence, Timestamp),
+    /// Up to this moment of `trusted_node`'s clock, equal size and time mean equal content.
     pub trusted_until: Timestamp,
+    /// The upstream that said so.
+    pub trusted_node: Option<NodeId>,
     /// Everything through this sequence is on stable storage.
     pub durable: Sequence,
     /// What `trusted_until` becomes when nothing is missing any more.
@@ -56,7 +64,11 @@ impl ReceiverState {
             node,
             tree: None,
             watermarks: None,
+            chain: Vec::new(),
+            epoch: None,
+            origin: Default::default(),
             trusted_until: Timestamp::default(),
+            trusted_node: None,
             durable: Sequence(0),
             trusted_next: None,
             needs: Vec::new(),

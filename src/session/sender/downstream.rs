@@ -3,9 +3,9 @@
 use std::time::Instant;
 
 use super::super::walk::{Mode, Walk};
-use super::{Resume, Sender, SourceState};
+use super::{Sender, SourceState};
 use crate::model::limits::*;
-use crate::model::{RenameIndex, TreePath, Watermarks};
+use crate::model::{RenameIndex, Timestamp, TreePath};
 use crate::wire::message::VERSIONS;
 use crate::wire::{DownstreamHello, Message, Plan, Refusal, UpstreamHello};
 
@@ -18,18 +18,11 @@ impl SourceState {
             return false; // It is refused.
         }
         let Some(applied) = relayed.applied else { return true };
-        if self.continues(&marks) {
+        if self.epoch.continues(&marks) {
             marks.moved > relayed.moved || marks.applied > applied
         } else {
             marks.epoch.counter > self.epoch.id.counter
         }
-    }
-
-    /// Returns whether a position is one of this epoch, or of the one before and from where the
-    /// two were one.
-    fn continues(&self, marks: &Watermarks) -> bool {
-        let is_shared = |(parent, shared)| marks.epoch == parent && marks.moved <= shared;
-        marks.epoch == self.epoch.id || self.epoch.parent.is_some_and(is_shared)
     }
 }
 
@@ -122,13 +115,16 @@ impl Sender {
             return Err(Refusal::Cycle(hello.node));
         }
         (self.hello_done, self.owes_unfinished) = (true, true);
-        let Resume { after, trusted_until } = source.resume(hello);
+        // Another node's clock says nothing of the changes here.
+        let is_here =
+            hello.trusted_node.is_some() && hello.trusted_node.as_ref() == source.chain.last();
+        let trusted_until = if is_here { hello.trusted_until } else { Timestamp::default() };
         self.trusted_until = (trusted_until, trusted_until);
         self.is_relay = source.relayed.is_some();
         let floor = source.floor.max(renames.floor());
-        let plan = match (hello.watermarks, after) {
+        let plan = match (hello.watermarks, source.after(hello)) {
             (Some(marks), Some(after))
-                if source.continues(&marks)
+                if source.epoch.continues(&marks)
                     && floor <= after
                     && marks.applied <= marks.moved
                     && marks.moved <= source.moved()

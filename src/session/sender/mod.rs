@@ -61,17 +61,9 @@ pub struct Relayed {
     pub origin: (Sequence, Timestamp),
     /// The last mark that a downstream may take for its own, and its place in the journal.
     pub mark: Option<(Sequence, Mark)>,
-    /// What the position of the downstream that greets is here.
-    pub resume: Resume,
-}
-
-/// A downstream's position, as its source understands it.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Resume {
-    /// After which place of the journal it goes on, `None` if the journal does not have that.
+    /// After which place of the journal the downstream goes on that greets, `None` if the journal
+    /// does not have that.
     pub after: Option<Sequence>,
-    /// Up to which moment of this node's clock its files are to be trusted by size and time.
-    pub trusted_until: Timestamp,
 }
 
 impl SourceState {
@@ -85,15 +77,10 @@ impl SourceState {
         self.relayed.map_or((self.head, self.clock), |relayed| relayed.origin)
     }
 
-    /// Returns what a downstream's position is here.
-    fn resume(&self, hello: &DownstreamHello) -> Resume {
-        self.relayed.map_or_else(
-            || Resume {
-                after: hello.watermarks.map(|marks| marks.applied),
-                trusted_until: hello.trusted_until,
-            },
-            |relayed| relayed.resume,
-        )
+    /// Returns after which place of the journal a downstream goes on.
+    fn after(&self, hello: &DownstreamHello) -> Option<Sequence> {
+        let own = || hello.watermarks.map(|marks| marks.applied);
+        self.relayed.map_or_else(own, |relayed| relayed.after)
     }
 }
 
@@ -496,11 +483,11 @@ impl Sender {
         let held = staged.chain(deferred).min();
         let cursor = self.cursor();
         let through = held.map_or(cursor, |held| cursor.min(Sequence(held.0 - 1)));
-        let (mut sequence, mut told, mut clock) = (through, clock, clock);
+        let (mut sequence, mut clock) = (through, clock);
         if self.is_relay {
             let reached = self.marks.partition_point(|(at, _)| *at <= through);
             let (_, mark) = self.marks.drain(..reached).next_back()?;
-            (sequence, told, clock) = (mark.watermarks.applied, mark.clock, mark.here);
+            (sequence, clock) = (mark.watermarks.applied, mark.clock);
         }
         if self.through_sent.is_some_and(|sent| sequence <= sent) {
             return None;
@@ -512,7 +499,7 @@ impl Sender {
         }
         // All renames up to here were sent before the states that the mark follows.
         self.moved = self.moved.max(sequence);
-        Some(Item::Through { sequence, clock: told })
+        Some(Item::Through { sequence, clock })
     }
 
     /// Keeps a mark of the journal until everything before it was sent.

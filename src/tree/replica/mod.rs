@@ -235,6 +235,11 @@ impl Replica {
         Ok(true)
     }
 
+    /// Returns the status of the entry at `path`, be it in place yet or not.
+    pub fn stat(&mut self, path: &TreePath) -> Result<Option<rustix::fs::Statx>, ApplyError> {
+        Ok(self.end(path)?.stat)
+    }
+
     /// Applies one item, whose raw bytes are `raw`.
     ///
     /// [`Item::Through`] and [`Item::Answered`] are for the caller and do nothing here.

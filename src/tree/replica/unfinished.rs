@@ -4,15 +4,15 @@
 //! over the end of the process: the upstream tells it at the beginning of each connection,
 //! behind the renames that were missed. Until then any file may be a part.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 
 use rustix::fs::Statx;
 
 use super::Replica;
 use super::error::ApplyError;
-use crate::model::{Identity, Timestamp, TreePath};
+use crate::model::{Change, Identity, Timestamp, TreePath};
 use crate::tree::metadata::{file_type, timestamp};
-use crate::tree::root::identity_of;
+use crate::tree::root::{identity_of, stat_at};
 use crate::wire::{Content, Item};
 
 /// Most files that are remembered. Each is open for writing at the source.
@@ -22,7 +22,9 @@ const FILES_MAX: usize = 65_536;
 /// their times of birth, for a part may go without a word and its inode's number be used again.
 #[derive(Debug, Default)]
 pub(super) struct Unfinished {
-    files: HashSet<(Identity, Timestamp)>,
+    ///
+    /// With the name of each, as far as it is known, to tell others of it.
+    files: HashMap<(Identity, Timestamp), TreePath>,
     /// Whether it was not told yet which they are.
     is_untold: bool,
     /// Whether there were too many to remember.
@@ -33,7 +35,7 @@ impl Unfinished {
     /// Returns whether the file may be a part.
     pub fn may_be(&self, stat: &Statx) -> bool {
         file_type(stat).is_file()
-            && (self.is_untold || self.is_overfull || self.files.contains(&born(stat)))
+            && (self.is_untold || self.is_overfull || self.files.contains_key(&born(stat)))
     }
 
     /// Forgets the file if the name at which it was seen, and now goes, is its only one.
@@ -43,10 +45,16 @@ impl Unfinished {
         }
     }
 
-    fn note(&mut self, stat: &Statx) {
+    fn note(&mut self, stat: &Statx, path: &TreePath) {
         self.is_overfull |= self.files.len() >= FILES_MAX;
         if file_type(stat).is_file() && !self.is_overfull {
-            self.files.insert(born(stat));
+            self.files.insert(born(stat), path.clone());
+        }
+    }
+
+    fn follow(&mut self, change: &Change) {
+        for path in self.files.values_mut() {
+            *path = change.translate(path).unwrap_or(std::mem::take(path));
         }
     }
 }
@@ -65,6 +73,15 @@ impl Replica {
     /// Notes what an item, which is about to be applied, says of unfinished files.
     pub(super) fn follow_unfinished(&mut self, item: &Item) -> Result<(), ApplyError> {
         match item {
+            Item::Rename { from, to, .. } if !self.unfinished.files.is_empty() => {
+                let (from, to) = (from.clone(), to.clone());
+                self.unfinished.follow(&Change::Rename { from, to });
+                return Ok(());
+            }
+            Item::Exchange { a, b, .. } if !self.unfinished.files.is_empty() => {
+                self.unfinished.follow(&Change::Exchange { a: a.clone(), b: b.clone() });
+                return Ok(());
+            }
             Item::Rename { .. } | Item::Exchange { .. } => return Ok(()),
             Item::Unfinished { .. } => {}
             _ => self.unfinished.is_untold = false,
@@ -85,9 +102,25 @@ impl Replica {
     /// Notes that what is at `path` may be a part of a file.
     pub(super) fn note_unfinished(&mut self, path: &TreePath) -> Result<(), ApplyError> {
         if let Some(stat) = self.end(path)?.stat {
-            self.unfinished.note(&stat);
+            self.unfinished.note(&stat, path);
         }
         Ok(())
+    }
+
+    /// Returns whether only a part of the file at `path` may be here.
+    pub fn is_unfinished(&self, path: &TreePath) -> bool {
+        let unfinished = &self.unfinished;
+        if unfinished.files.is_empty() && !unfinished.is_untold && !unfinished.is_overfull {
+            return false;
+        }
+        let Some((parent, name)) = path.split_bytes() else { return false };
+        let stat = self.root.open_directory_bytes(parent);
+        stat.and_then(|fd| Ok(stat_at(fd, name)?)).is_ok_and(|stat| unfinished.may_be(&stat))
+    }
+
+    /// Returns the files of which only a part may be here, by one name each.
+    pub fn unfinished(&self) -> Vec<TreePath> {
+        self.unfinished.files.values().cloned().collect()
     }
 }
 
@@ -101,7 +134,7 @@ mod tests {
         let file = tempfile::tempfile().unwrap();
         let stat = stat_fd(&file).unwrap();
         let mut unfinished = Unfinished::default();
-        unfinished.note(&stat);
+        unfinished.note(&stat, &TreePath::root());
         assert!(unfinished.may_be(&stat));
         let mut other = stat;
         other.stx_btime.tv_nsec ^= 1;

@@ -1,0 +1,134 @@
+//! A relay: a source whose feed is a sink.
+//!
+//! What is here is how the two are put together: what of the journal can be used at the start,
+//! and which calls of the loop are for the sink.
+
+use std::time::Instant;
+
+use super::sink::JournalEnd;
+use super::{OpenError, RelayOptions, Role, RoleError, Sink, Source, SourceFeed};
+use crate::journal::{Journal, ReadError};
+use crate::model::limits::RECORDS_READ_MAX;
+use crate::model::{Change, Mark, Marks, RenameIndex, Sequence};
+use crate::tree::{Reader, Root};
+use crate::wire::Refusal;
+
+/// Follows an upstream and serves others from its replica.
+pub type Relay = Source<Sink>;
+
+impl Source<Sink> {
+    /// Opens the relay whose replica is at `options.sink.root`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Sink::open`]; or its journal cannot be used.
+    pub fn open_relay(options: RelayOptions) -> Result<Self, OpenError> {
+        let path = options.sink.root.clone();
+        let journal_path = options.sink.state_dir.join("journal");
+        let mut sink = Sink::open(options.sink)?;
+        let node = sink.state().node;
+        let unusable = |error: &dyn std::fmt::Display| {
+            RoleError(format!("the journal cannot be used: {error}"))
+        };
+        let journal = Journal::open(&journal_path, options.journal_bytes)
+            .map_err(|error| unusable(&error))?;
+        let mut replay = Replay::of(&journal).map_err(|error| unusable(&error))?;
+        let had_journal = journal.tree_and_epoch().is_some();
+        let end = replay
+            .end()
+            .filter(|_| journal.tree_and_epoch().map(|known| known.0) == sink.state().tree);
+        if !sink.become_feed(end) {
+            if had_journal {
+                tracing::warn!(
+                    "{}: the relay's journal does not go on where its tree is; it begins anew, \
+                     and downstreams compare their trees",
+                    path.display()
+                );
+            }
+            replay = Replay::default();
+        }
+        let root = Root::open(&path)
+            .map_err(|error| RoleError(format!("{}: cannot open it: {error}", path.display())))?;
+        Ok(Source::resume(path, sink, journal, Reader::new(root), node, replay))
+    }
+}
+
+/// What a source keeps in memory of its journal.
+#[derive(Debug, Default)]
+pub(super) struct Replay {
+    pub renames: RenameIndex,
+    pub marks: Marks,
+    last: Option<Mark>,
+}
+
+impl Replay {
+    /// Reads a whole journal.
+    pub fn of(journal: &Journal) -> Result<Replay, ReadError> {
+        let mut replay = Replay::default();
+        if journal.tree_and_epoch().is_none() {
+            return Ok(replay);
+        }
+        let floor = journal.floor();
+        replay.renames = RenameIndex::new(floor, floor);
+        let Some(mut cursor) = journal.cursor(floor) else { return Ok(replay) };
+        let mut records = Vec::new();
+        loop {
+            journal.read(&mut cursor, RECORDS_READ_MAX, &mut records)?;
+            if records.is_empty() {
+                return Ok(replay);
+            }
+            for record in records.drain(..) {
+                if let Change::Through(mark) = record.change {
+                    if replay.last.is_none() && floor > Sequence(0) {
+                        // Renames that left the journal are at or below the first mark in it.
+                        replay.renames.forget_through(mark.watermarks.moved);
+                    }
+                    replay.last = Some(mark);
+                    replay.marks.push(record.sequence, mark);
+                }
+                replay.renames.push(&record);
+            }
+        }
+    }
+
+    /// Returns how far a relay's journal goes.
+    fn end(&self) -> Option<JournalEnd> {
+        let mark = self.last?;
+        let moved = self.renames.last_origin().unwrap_or_default();
+        Some(JournalEnd { mark, moved })
+    }
+}
+
+impl<F: SourceFeed> Source<F> {
+    /// Has the sink handle something, and takes up what came of it.
+    pub(super) fn with_role<T>(
+        &mut self,
+        now: Instant,
+        call: impl FnOnce(&mut dyn Role) -> T,
+    ) -> Option<T> {
+        let result = call(self.feed.role_mut()?);
+        self.drain(now);
+        self.follow_upstream();
+        Some(result)
+    }
+
+    /// Has downstreams greet anew when what they were told at first is no longer true: the nodes
+    /// above, by which cycles are seen, or what the numbers belong to.
+    fn follow_upstream(&mut self) {
+        let standing = self.feed.upstream();
+        let standing = standing.map(|standing| (standing.chain, standing.epoch));
+        if standing != self.standing {
+            self.standing = standing;
+            self.start_over("the upstream is another one");
+        }
+    }
+
+    /// Has every downstream that was answered greet anew.
+    pub(super) fn start_over(&mut self, reason: &str) {
+        for downstream in self.downstreams.values_mut() {
+            if downstream.sender.is_running() {
+                downstream.refusal.get_or_insert(Refusal::StartOver(reason.to_string()));
+            }
+        }
+    }
+}
