@@ -333,7 +333,5 @@ fn damaged_files_of_a_sink() {
 
 #[test]
 fn damaged_files_of_a_relay() {
-    if common::node::has_relay() {
-        damages(NodeRole::Relay);
-    }
+    damages(NodeRole::Relay);
 }

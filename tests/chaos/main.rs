@@ -86,9 +86,6 @@ impl Story<'_> {
 }
 
 fn chaos(topology: &Topology) {
-    if !topology.can_run() {
-        return;
-    }
     let seed = common::seed();
     let mut rng = fastrand::Rng::with_seed(seed ^ 0xc4a0_5000);
     let mut links = Links::new(topology);

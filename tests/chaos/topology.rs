@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::common;
-use crate::common::node::{Node, NodeRole, has_relay};
+use crate::common::node::{Node, NodeRole};
 use crate::common::proxy::Proxy;
 
 /// A source and its replicas.
@@ -34,13 +34,6 @@ pub const TREE: Topology = Topology {
         ("e", NodeRole::Sink, 0),
     ],
 };
-
-impl Topology {
-    /// Returns whether all its roles are built.
-    pub fn can_run(&self) -> bool {
-        has_relay() || self.replicas.iter().all(|(_, role, _)| *role != NodeRole::Relay)
-    }
-}
 
 /// The nodes, and a proxy above each of them but the source.
 pub struct Links {

@@ -3,11 +3,11 @@
 use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus};
+use std::process::ExitStatus;
 use std::time::Duration;
 
 use super::machine::free_port;
-use super::process::{Process, mirror};
+use super::process::Process;
 
 /// What a node is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,13 +18,6 @@ pub enum NodeRole {
 }
 
 impl NodeRole {
-    /// Returns all roles that the program under test has.
-    pub fn all() -> Vec<NodeRole> {
-        let mut all = vec![NodeRole::Source, NodeRole::Sink];
-        all.extend(has_relay().then_some(NodeRole::Relay));
-        all
-    }
-
     pub fn name(self) -> &'static str {
         match self {
             NodeRole::Source => "source",
@@ -32,14 +25,6 @@ impl NodeRole {
             NodeRole::Relay => "relay",
         }
     }
-}
-
-/// Returns whether relays are built.
-pub fn has_relay() -> bool {
-    // Without a state directory to use, a relay that is built fails otherwise than by usage.
-    let args = "relay --listen tcp://127.0.0.1:1 --state-dir /dev/null tcp://127.0.0.1:1 /dev/null";
-    let output = Command::new(mirror()).args(args.split(' ')).output().expect("mirror starts");
-    !String::from_utf8_lossy(&output.stderr).contains("not built yet")
 }
 
 /// One node: its directories, its command, and its process while it runs.
