@@ -47,6 +47,11 @@ const NEED_NOT_BE_SAID: &[(&str, &[Damage], &str)] = &[
         &[Damage::Flipped, Damage::Truncated],
         "behind a short note may be nobody's bytes",
     ),
+    (
+        "/#.segment",
+        &[Damage::Deleted],
+        "the last one is what a crash may cost, if it is not synced",
+    ),
     // It is true, only older, as after a power cut: resuming from there is what it is for.
     ("/checkpoint", &[Damage::Older], "the replica goes on from there, which it says"),
 ];
