@@ -66,7 +66,9 @@ pub(super) struct Note {
 /// The marker's file.
 #[derive(Debug)]
 struct MarkerFile {
-    file: File,
+    /// Open for writing during a run of renames, and no longer: that would keep the file system
+    /// from being made read-only.
+    file: Option<File>,
     name: String,
     own: Own,
 }
@@ -108,21 +110,27 @@ impl Marker {
             }
         }
         let Some((_, name)) = found else { return Ok(Marker::default()) };
-        let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let file = File::from(rustix::fs::openat(control, &name, flags, Mode::empty())?);
-        let own = Own::of(&file)?;
-        Ok(Marker { open: Some(MarkerFile { file, name, own }), ..Marker::default() })
+        let own = Own::of(&open(control, &name, OFlags::RDONLY)?)?;
+        Ok(Marker { open: Some(MarkerFile { file: None, name, own }), ..Marker::default() })
     }
 
     /// Makes a marker if there is none, which says that no rename above `moved` was begun.
     fn ensure(&mut self, control: BorrowedFd<'_>, moved: Sequence) -> io::Result<()> {
-        if self.open.is_some() {
+        if let Some(MarkerFile { file, .. }) = &mut self.open {
+            *file = None;
             return Ok(());
         }
         let root = TreePath::root();
         let (from, to) = (root.clone(), root);
         let (sequence, exchange) = (moved, false);
-        self.write(control, &Note { sequence, exchange, from, to, from_mark: None, to_mark: None })
+        self.write(
+            control,
+            &Note { sequence, exchange, from, to, from_mark: None, to_mark: None },
+        )?;
+        if let Some(MarkerFile { file, .. }) = &mut self.open {
+            *file = None;
+        }
+        Ok(())
     }
 
     /// Says that the rename in `note` comes next.
@@ -135,15 +143,30 @@ impl Marker {
     }
 
     fn write(&mut self, control: BorrowedFd<'_>, note: &Note) -> io::Result<()> {
-        let MarkerFile { file, name, own } = match self.open.take() {
-            Some(open) => open,
+        let known = match self.open.take() {
+            Some(MarkerFile { file: None, name, own }) => {
+                match open(control, &name, OFlags::RDWR) {
+                    Ok(file) => Some((Own::of(&file)?, file, name)),
+                    // Lost while we run; another one is made.
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+                    Err(error) => {
+                        self.open = Some(MarkerFile { file: None, name, own });
+                        return Err(error);
+                    }
+                }
+            }
+            Some(MarkerFile { file: Some(file), name, own }) => Some((own, file, name)),
+            None => None,
+        };
+        let (own, file, name) = match known {
+            Some(known) => known,
             None => {
                 let flags = OFlags::RDWR | OFlags::CREATE | OFlags::TRUNC | OFlags::CLOEXEC;
                 let mode = Mode::RUSR | Mode::WUSR;
                 let fd = rustix::fs::openat(control, NEW_NAME, flags, mode)?;
                 let file = File::from(fd);
                 let own = Own::of(&file)?;
-                MarkerFile { file, name: NEW_NAME.to_owned(), own }
+                (own, file, NEW_NAME.to_owned())
             }
         };
         let payload = postcard::to_stdvec(&(own, note)).map_err(io::Error::other)?;
@@ -156,7 +179,7 @@ impl Marker {
             .write_all_at(&bytes, 0)
             .and_then(|()| Ok(rustix::fs::renameat(control, &name, control, &next)?));
         let name = if written.is_ok() { next } else { name };
-        self.open = Some(MarkerFile { file, name, own });
+        self.open = Some(MarkerFile { file: Some(file), name, own });
         written
     }
 
@@ -167,15 +190,18 @@ impl Marker {
 
     /// Returns the sequence that the marker's name tells, and what it holds if that belongs
     /// to the name; or why there is no marker that is as it was written.
-    fn read(&self) -> io::Result<Result<(Sequence, Option<Note>), String>> {
+    fn read(
+        &self,
+        control: BorrowedFd<'_>,
+    ) -> io::Result<Result<(Sequence, Option<Note>), String>> {
         let lost = |what: &str| Ok(Err(format!("{CONTROL_NAME}/{what}")));
-        let Some(MarkerFile { file, name, own }) = &self.open else {
+        let Some(MarkerFile { name, own, .. }) = &self.open else {
             return lost(&format!("{PREFIX}…, the marker of the last rename, is missing"));
         };
         let Some((sequence, _)) = parse(name.as_bytes()) else { return lost(name) };
         let mut bytes = Vec::new();
         // Two paths and a few numbers; more is not ours.
-        rustix::fs::seek(file, rustix::fs::SeekFrom::Start(0))?;
+        let file = open(control, name, OFlags::RDONLY)?;
         file.take(4 * PATH_BYTES_MAX as u64).read_to_end(&mut bytes)?;
         let Some((written, note)) = decode(&bytes) else {
             return lost(&format!("{name}, the marker of the last rename, is damaged"));
@@ -201,7 +227,7 @@ impl Marker {
 impl Replica {
     /// Returns through which sequence the renames are done, given what the checkpoint says.
     pub fn recover_moved(&mut self, checkpoint_moved: Sequence) -> io::Result<Moved> {
-        let (sequence, note) = match self.marker.read()? {
+        let (sequence, note) = match self.marker.read(rustix::fd::AsFd::as_fd(&self.control))? {
             Ok(read) => read,
             Err(reason) => return Ok(Moved::Lost(reason)),
         };
@@ -270,6 +296,11 @@ impl Replica {
         let parent = super::parents::Parent::new(directory.as_bytes(), fd, false);
         Ok(stat_if_present(&parent, name)?.map(|stat| Mark::of(&stat)))
     }
+}
+
+fn open(control: BorrowedFd<'_>, name: &str, access: OFlags) -> io::Result<File> {
+    let flags = access | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    Ok(File::from(rustix::fs::openat(control, name, flags, Mode::empty())?))
 }
 
 fn reopen(directory: BorrowedFd<'_>) -> io::Result<rustix::fd::OwnedFd> {
