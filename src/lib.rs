@@ -7,6 +7,7 @@
 //! ```text
 //! watch ─▶ journal ─▶ sender ─▶ message ─▶ frame ─▶ socket          (source)
 //! socket ─▶ frame ─▶ message ─▶ receiver ─▶ apply ─▶ checkpoint     (sink)
+//!                                              └────▶ journal ─▶ …   (relay)
 //! ```
 //!
 //! | module | what lives there |
@@ -17,7 +18,7 @@
 //! | [`watch`] | inotify: which directories are watched, what became dirty |
 //! | [`journal`] | the records on disk: segments, recovery, cursors |
 //! | [`session`] | sender and receiver: pure state machines of the protocol |
-//! | [`role`] | source and sink: sessions put together with trees and journals |
+//! | [`role`] | source, sink and relay: sessions put together with trees and journals |
 //! | [`event_loop`] | the only place that knows sockets, timers and signals |
 //! | [`cli`] | the command line |
 //!

@@ -132,7 +132,7 @@ impl<F: SourceFeed> Source<F> {
     /// Has every downstream that was answered greet anew.
     pub(super) fn start_over(&mut self, reason: &str) {
         for downstream in self.downstreams.values_mut() {
-            if downstream.sender.is_running() {
+            if downstream.session.sender.is_running() {
                 downstream.refusal.get_or_insert(Refusal::StartOver(reason.to_string()));
             }
         }

@@ -10,6 +10,7 @@ use super::identity::SourceIdentity;
 use super::options::SourceOptions;
 use super::problems::Problems;
 use super::relay::Replay;
+use super::shared::{Lead, Ride};
 use super::{FeedEvent, LinkError, LinkId, Peer, Received, Role, RoleError, SourceFeed};
 use crate::journal::{Cursor, Journal, JournalError, ReadError};
 use crate::model::limits::{HEARTBEAT_MS, RECORDS_READ_MAX};
@@ -20,7 +21,8 @@ use crate::session::{Relayed, Sender, SourceState};
 use crate::tree::{Reader, Root, StageReader};
 use crate::watch::{Watch, WatchOptions, wall_clock};
 use crate::wire::{
-    DownstreamHello, Frame, FrameKind, Item, Message, Refusal, StageId, encode_message,
+    DownstreamHello, EncodedFrame, Frame, FrameKind, Item, Message, Refusal, StageId,
+    encode_message,
 };
 
 /// Time between two attempts while nothing may be sent.
@@ -47,6 +49,8 @@ pub struct Source<F> {
     reader: Reader,
     node: NodeId,
     pub(super) downstreams: BTreeMap<LinkId, Downstream>,
+    /// What is read for all downstreams that are level.
+    lead: Option<Lead>,
     /// The nodes above and the epoch, as downstreams were told them.
     pub(super) standing: Option<(Vec<NodeId>, Option<Epoch>)>,
     problems: Problems,
@@ -66,13 +70,35 @@ pub struct Source<F> {
     held_until: Instant,
 }
 
-/// One downstream: a session, and what belongs to it.
-pub(super) struct Downstream {
+/// A sender, and what it takes to read for it.
+pub(super) struct Session {
     pub(super) sender: Sender,
     cursor: Option<Cursor>,
     stages: HashMap<StageId, StageReader>,
     /// Encoded and not handed out.
-    frames: VecDeque<Vec<u8>>,
+    pub(super) frames: VecDeque<EncodedFrame>,
+}
+
+impl Session {
+    pub(super) fn new(sender: Sender) -> Session {
+        Session { sender, cursor: None, stages: HashMap::new(), frames: VecDeque::new() }
+    }
+}
+
+/// Whom something is read for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Target {
+    /// One downstream.
+    Link(LinkId),
+    /// All that are at the same place.
+    Lead,
+}
+
+/// One downstream.
+pub(super) struct Downstream {
+    pub(super) session: Session,
+    /// Its place among the frames that are made for several, while it takes those.
+    ride: Option<Ride>,
     /// A hello that waits for the first scan, or until a relay is as far as its downstream.
     hello: Option<DownstreamHello>,
     /// Whether it was said that it waits.
@@ -142,6 +168,7 @@ impl<F: SourceFeed> Source<F> {
             reader,
             node,
             standing: None,
+            lead: None,
             downstreams: BTreeMap::new(),
             problems: Problems::default(),
             batch_jobs_max: BATCH_JOBS_MAX,
@@ -290,17 +317,22 @@ impl<F: SourceFeed> Source<F> {
             relayed.after = self.marks.cursor(marks.applied);
         }
         let Some(hello) = downstream.hello.take() else { return Ok(()) };
-        let answer = downstream
+        let session = &mut downstream.session;
+        let answer = session
             .sender
             .handle_message(Message::DownstreamHello(hello), &state, &self.renames, now)
             .map_err(LinkError::Refuse)?;
-        downstream.frames.extend(answer.as_ref().map(encode_message));
+        session.frames.extend(answer.map(|answer| encode_message(&answer).into()));
         Ok(())
     }
 
-    /// Reads what `link` is to be sent next and turns it into frames. Returns whether there may
+    fn session(&mut self, target: Target) -> Option<&mut Session> {
+        session_of(&mut self.downstreams, &mut self.lead, target)
+    }
+
+    /// Reads what `target` is to be sent next and turns it into frames. Returns whether there may
     /// be more to do at once, also if this gave no frame.
-    fn fill(&mut self, link: LinkId, now: Instant) -> Result<bool, LinkError> {
+    fn fill(&mut self, target: Target, now: Instant) -> Result<bool, LinkError> {
         // One turn for all downstreams is enough for what takes several.
         if self.has_backlog || !self.drain(now) {
             return Ok(false);
@@ -308,12 +340,18 @@ impl<F: SourceFeed> Source<F> {
         let Some(state) = self.state() else { return Ok(false) };
         let (head, clock) = (state.head, state.clock);
         let applied = state.relayed.map(|relayed| relayed.applied);
-        self.greet(link, state, now)?;
-        let Some(downstream) = self.downstreams.get_mut(&link) else { return Ok(false) };
-        if !downstream.sender.is_running() || downstream.refusal.is_some() {
+        if let Target::Link(link) = target {
+            self.greet(link, state, now)?;
+            let refused = |downstream: &Downstream| downstream.refusal.is_some();
+            if self.downstreams.get(&link).is_none_or(refused) {
+                return Ok(false);
+            }
+        }
+        let session = session_of(&mut self.downstreams, &mut self.lead, target);
+        let Some(Session { sender, cursor, stages, frames }) = session else { return Ok(false) };
+        if !sender.is_running() {
             return Ok(false);
         }
-        let Downstream { sender, cursor, stages, frames, .. } = downstream;
         if sender.has_fallen_off(&self.renames) {
             let reason = "more renames came than are kept for it".to_string();
             return Err(LinkError::Refuse(Refusal::StartOver(reason)));
@@ -325,7 +363,7 @@ impl<F: SourceFeed> Source<F> {
                 // More renames follow: nothing may be read before.
                 let frame = std::mem::take(batch.frame()).finish();
                 sender.handle_sent(frame.len(), true, now);
-                frames.push_back(frame);
+                frames.push_back(frame.into());
                 return Ok(true);
             }
         }
@@ -355,8 +393,8 @@ impl<F: SourceFeed> Source<F> {
         let changed = self.changed.take().unwrap_or_default();
         let is_drained = self.is_drained();
         more &= is_drained;
-        let Some(downstream) = self.downstreams.get_mut(&link) else { return Ok(false) };
-        let Downstream { sender, stages, frames, .. } = downstream;
+        let session = session_of(&mut self.downstreams, &mut self.lead, target);
+        let Some(Session { sender, stages, frames, .. }) = session else { return Ok(false) };
         batch.use_confirmed(sender, stages, &mut self.feed, is_drained, &changed, &self.renames);
         // What is not taken up yet is not known before any later moment.
         let clock = if is_drained { self.feed.clock() } else { clock };
@@ -366,9 +404,135 @@ impl<F: SourceFeed> Source<F> {
         for frame in batch.into_frames() {
             let frame = frame.finish();
             sender.handle_sent(frame.len(), true, now);
-            frames.push_back(frame);
+            frames.push_back(frame.into());
         }
         Ok(more)
+    }
+
+    /// Fills until there is a frame, within bounds.
+    fn fill_some(&mut self, target: Target, now: Instant) -> Result<(), LinkError> {
+        let mut fills = 0;
+        while self.fill(target, now)?
+            && self.session(target).is_some_and(|session| session.frames.is_empty())
+        {
+            fills += 1;
+            if fills == FILLS_MAX {
+                self.has_news = true; // The loop comes back at once, after the others.
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Lets a downstream that is level share what is read for all that are, if there are others.
+    fn join(&mut self, link: LinkId, now: Instant) {
+        if self.downstreams.len() < 2 {
+            return;
+        }
+        let Some(downstream) = self.downstreams.get_mut(&link) else { return };
+        let sender = &downstream.session.sender;
+        let has_frames = !downstream.session.frames.is_empty();
+        if downstream.ride.is_some() || has_frames || !sender.is_level() {
+            return;
+        }
+        let lead = self.lead.get_or_insert_with(|| Lead::new(sender, now));
+        if sender.is_level_with(&lead.session.sender) {
+            downstream.ride = Some(lead.join(sender));
+        }
+    }
+
+    /// Has a downstream go on alone, from where it is.
+    fn part(&mut self, link: LinkId, now: Instant) {
+        let Some(downstream) = self.downstreams.get_mut(&link) else { return };
+        let Some(ride) = downstream.ride.take() else { return };
+        let mut batch = Batch::new(0);
+        for stage in ride.progress.stages() {
+            batch.push(&Item::StageAbort { stage: *stage });
+        }
+        let Session { sender, cursor, frames, .. } = &mut downstream.session;
+        *cursor = None;
+        for frame in batch.into_frames() {
+            let frame = frame.finish();
+            sender.handle_sent(frame.len(), true, now);
+            frames.push_back(frame.into());
+        }
+        self.trim(now);
+    }
+
+    /// Returns the next of the shared frames for a downstream that takes them.
+    fn poll_shared(
+        &mut self,
+        link: LinkId,
+        now: Instant,
+    ) -> Result<Option<EncodedFrame>, LinkError> {
+        for is_last in [false, true] {
+            let Some(downstream) = self.downstreams.get_mut(&link) else { return Ok(None) };
+            let sender = &mut downstream.session.sender;
+            let (Some(ride), Some(lead)) = (&mut downstream.ride, &self.lead) else {
+                return Ok(None);
+            };
+            if sender.is_window_full() || downstream.refusal.is_some() {
+                return Ok(None);
+            }
+            if let Some(shared) = lead.get(ride.next) {
+                sender.handle_shared(shared.frame.len(), &shared.progress, now);
+                (ride.next, ride.progress) = (ride.next + 1, shared.progress.clone());
+                return Ok(Some(shared.frame.clone()));
+            }
+            if !is_last {
+                self.read_shared(now)?;
+            }
+        }
+        Ok(None)
+    }
+
+    /// Reads on for all that share.
+    fn read_shared(&mut self, now: Instant) -> Result<(), LinkError> {
+        let Some(lead) = &self.lead else { return Ok(()) };
+        let before = lead.session.sender.progress();
+        let filled = self.fill_some(Target::Lead, now);
+        if filled.is_err() {
+            // What it met, each of them meets by itself.
+            let riders: Vec<LinkId> = self.downstreams.keys().copied().collect();
+            riders.into_iter().for_each(|link| self.part(link, now));
+            self.lead = None;
+            return Ok(());
+        }
+        if let Some(lead) = &mut self.lead
+            && lead.take_frames(&before)
+        {
+            self.trim(now);
+        }
+        Ok(())
+    }
+
+    /// Forgets shared frames that all have, and has those go on alone that are too slow for them.
+    fn trim(&mut self, now: Instant) {
+        let Some(lead) = &mut self.lead else { return };
+        let rides = self.downstreams.values().filter_map(|downstream| downstream.ride.as_ref());
+        let Some(oldest) = rides.map(|ride| ride.next).min() else {
+            self.lead = None;
+            return;
+        };
+        let first = lead.trim(oldest);
+        if first > oldest {
+            let is_slow = |ride: &Ride| ride.next < first;
+            let slow = |downstream: &Downstream| downstream.ride.as_ref().is_some_and(is_slow);
+            let slow = self.downstreams.iter().filter(|(_, downstream)| slow(downstream));
+            let slow: Vec<LinkId> = slow.map(|(link, _)| *link).collect();
+            slow.into_iter().for_each(|link| self.part(link, now));
+        }
+    }
+}
+
+fn session_of<'a>(
+    downstreams: &'a mut BTreeMap<LinkId, Downstream>,
+    lead: &'a mut Option<Lead>,
+    target: Target,
+) -> Option<&'a mut Session> {
+    match target {
+        Target::Link(link) => downstreams.get_mut(&link).map(|downstream| &mut downstream.session),
+        Target::Lead => lead.as_mut().map(|lead| &mut lead.session),
     }
 }
 
@@ -400,10 +564,8 @@ impl<F: SourceFeed> Role for Source<F> {
             return;
         }
         let downstream = Downstream {
-            sender: Sender::new(now),
-            cursor: None,
-            stages: HashMap::new(),
-            frames: VecDeque::new(),
+            session: Session::new(Sender::new(now)),
+            ride: None,
             hello: None,
             waits: false,
             heartbeat_at: now + Duration::from_millis(HEARTBEAT_MS),
@@ -437,7 +599,7 @@ impl<F: SourceFeed> Role for Source<F> {
         let Some(downstream) = self.downstreams.get_mut(&link) else { return Ok(()) };
         match message {
             Message::Bye(reason) => Err(LinkError::Refused(reason)),
-            Message::DownstreamHello(hello) if !downstream.sender.is_running() => {
+            Message::DownstreamHello(hello) if !downstream.session.sender.is_running() => {
                 downstream.hello = Some(hello);
                 downstream.heartbeat_at = now + Duration::from_millis(HEARTBEAT_MS);
                 Ok(())
@@ -445,11 +607,18 @@ impl<F: SourceFeed> Role for Source<F> {
             message => {
                 // It is greeted anew soon.
                 let Some(state) = state else { return Ok(()) };
-                let answer = downstream
-                    .sender
+                if !matches!(message, Message::Ack { .. }) {
+                    self.part(link, now);
+                }
+                let Some(downstream) = self.downstreams.get_mut(&link) else { return Ok(()) };
+                let Session { sender, frames, .. } = &mut downstream.session;
+                let answer = sender
                     .handle_message(message, &state, &self.renames, now)
                     .map_err(LinkError::Refuse)?;
-                downstream.frames.extend(answer.as_ref().map(encode_message));
+                frames.extend(answer.map(|answer| encode_message(&answer).into()));
+                if let (Some(lead), Some(ride)) = (&mut self.lead, &downstream.ride) {
+                    lead.handle_ack(ride, sender.window_bytes().1, now);
+                }
                 Ok(())
             }
         }
@@ -477,33 +646,39 @@ impl<F: SourceFeed> Role for Source<F> {
         downstream.refusal.take().map_or(Ok(()), |refusal| Err(LinkError::Refuse(refusal)))
     }
 
-    fn poll_transmit(&mut self, link: LinkId, now: Instant) -> Result<Option<Vec<u8>>, LinkError> {
-        let Some(downstream) = self.downstreams.get_mut(&link) else {
+    fn poll_transmit(
+        &mut self,
+        link: LinkId,
+        now: Instant,
+    ) -> Result<Option<EncodedFrame>, LinkError> {
+        if !self.downstreams.contains_key(&link) {
             return self.feed.role_mut().map_or(Ok(None), |role| role.poll_transmit(link, now));
-        };
-        if downstream.frames.is_empty() {
-            let mut fills = 0;
-            while self.fill(link, now)?
-                && self.downstreams.get(&link).is_some_and(|link| link.frames.is_empty())
-            {
-                fills += 1;
-                if fills == FILLS_MAX {
-                    self.has_news = true; // The loop comes back at once, after the others.
-                    break;
-                }
-            }
         }
-        let downstream = self.downstreams.get_mut(&link);
-        Ok(downstream.and_then(|downstream| downstream.frames.pop_front()))
+        self.join(link, now);
+        let Some(downstream) = self.downstreams.get_mut(&link) else { return Ok(None) };
+        if let Some(frame) = downstream.session.frames.pop_front() {
+            return Ok(Some(frame));
+        }
+        if downstream.ride.is_some() {
+            let shared = self.poll_shared(link, now)?;
+            let rides = |downstream: &Downstream| downstream.ride.is_some();
+            if shared.is_some() || self.downstreams.get(&link).is_some_and(rides) {
+                return Ok(shared);
+            }
+            // It goes on alone from here.
+        }
+        self.fill_some(Target::Link(link), now)?;
+        Ok(self.session(Target::Link(link)).and_then(|session| session.frames.pop_front()))
     }
 
     fn handle_closed(&mut self, link: Option<LinkId>, reason: &str, now: Instant) {
         let left = link.and_then(|link| self.downstreams.remove(&link));
+        self.trim(now);
         if left.is_none() {
             self.with_role(now, |role| role.handle_closed(link, reason, now));
         }
         // Who never said hello was none.
-        if left.is_some_and(|downstream| downstream.sender.is_running()) {
+        if left.is_some_and(|downstream| downstream.session.sender.is_running()) {
             tracing::info!("{}: a downstream left: {reason}", self.path.display());
         }
     }
@@ -528,7 +703,7 @@ impl<F: SourceFeed> Role for Source<F> {
             if downstream.hello.is_some() {
                 at(downstream.heartbeat_at);
             } else if downstream.refusal.is_none() {
-                at(downstream.sender.poll_timeout());
+                at(downstream.session.sender.poll_timeout());
             }
         }
         next
@@ -581,17 +756,17 @@ impl Downstream {
             let due = now >= self.heartbeat_at;
             Ok(due.then_some(Message::Heartbeat { head, clock }))
         } else {
-            self.sender.poll_heartbeat(head, clock, now)
+            self.session.sender.poll_heartbeat(head, clock, now)
         };
         match heartbeat {
             Ok(None) => {}
             Ok(Some(heartbeat)) => {
                 self.heartbeat_at = now + Duration::from_millis(HEARTBEAT_MS);
                 let frame = encode_message(&heartbeat);
-                self.sender.handle_sent(frame.len(), false, now);
+                self.session.sender.handle_sent(frame.len(), false, now);
                 // One that a slow peer has not taken yet says the same.
-                if self.frames.is_empty() {
-                    self.frames.push_back(frame);
+                if self.session.frames.is_empty() {
+                    self.session.frames.push_back(frame.into());
                 }
             }
             Err(refusal) => self.refusal = Some(refusal),

@@ -4,7 +4,9 @@ pub mod frame;
 pub mod message;
 pub mod url;
 
-pub use frame::{Frame, FrameDecoder, FrameError, FrameKind, ItemsFrame, encode_message};
+pub use frame::{
+    EncodedFrame, Frame, FrameDecoder, FrameError, FrameKind, ItemsFrame, encode_message,
+};
 pub use message::{
     Content, DownstreamHello, Item, Message, Plan, Refusal, StageId, UpstreamHello, Versions,
 };

@@ -20,7 +20,7 @@ use super::{LinkError, LinkId, Peer, Received, Role, RoleError};
 use crate::model::limits::{BACKOFF_MS_MAX, BACKOFF_MS_MIN};
 use crate::session::{Receiver, ReceiverState};
 use crate::tree::replica::{Place, Replica, Room};
-use crate::wire::{Frame, FrameKind, Item, Plan, Refusal, encode_message};
+use crate::wire::{EncodedFrame, Frame, FrameKind, Item, Plan, Refusal, encode_message};
 
 /// Longest time for which directories' times and marks wait while the stream never pauses.
 const FLUSH_INTERVAL: Duration = Duration::from_millis(500);
@@ -262,15 +262,20 @@ impl Role for Sink {
         }
     }
 
-    fn poll_transmit(&mut self, link: LinkId, now: Instant) -> Result<Option<Vec<u8>>, LinkError> {
+    fn poll_transmit(
+        &mut self,
+        link: LinkId,
+        now: Instant,
+    ) -> Result<Option<EncodedFrame>, LinkError> {
         let Some((current, receiver)) = &mut self.link else { return Ok(None) };
         if *current != link {
             return Ok(None);
         }
         if let Some(frame) = self.frames.pop_front() {
-            return Ok(Some(frame));
+            return Ok(Some(frame.into()));
         }
-        Ok(receiver.poll_message(&mut self.state, now).as_ref().map(encode_message))
+        let message = receiver.poll_message(&mut self.state, now);
+        Ok(message.map(|message| encode_message(&message).into()))
     }
 
     fn handle_closed(&mut self, link: Option<LinkId>, reason: &str, now: Instant) {

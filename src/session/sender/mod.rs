@@ -7,6 +7,7 @@
 
 mod downstream;
 mod job;
+mod shared;
 mod staging;
 mod window;
 
@@ -23,6 +24,7 @@ use crate::wire::{Content, DownstreamHello, Item, Message, Refusal};
 
 use super::walk::{Mode, Walk};
 pub use job::{BatchJob, Job, Look, Origin, Outcome, Travel};
+pub use shared::Progress;
 use staging::{Transfer, TransferPhase};
 use window::Window;
 
@@ -111,6 +113,8 @@ pub struct Sender {
     batch_clock: Timestamp,
     /// The last mark sent; `None` while the downstream has no position.
     through_sent: Option<Sequence>,
+    /// The same, with this node's clock in it.
+    mark_sent: Option<(Sequence, Timestamp)>,
     /// Whether marks are those that the journal has, and not each place of it.
     is_relay: bool,
     /// The journal's marks that were taken up and not sent, with their places.
@@ -147,6 +151,7 @@ impl Sender {
             batch_head: Sequence(0),
             batch_clock: Timestamp::default(),
             through_sent: None,
+            mark_sent: None,
             is_relay: false,
             marks: VecDeque::new(),
             answers: VecDeque::new(),
@@ -474,15 +479,7 @@ impl Sender {
         if !self.hello_done || self.is_reconciling() {
             return None;
         }
-        let staged = self.transfers.iter().filter_map(|transfer| transfer.sequence);
-        let deferred = self.deferred.iter().filter_map(|job| match &job.origin {
-            Origin::Journal(record) => Some(record.sequence),
-            Origin::Again(sequence) => Some(*sequence),
-            Origin::Walk(_) | Origin::Commit(_) => None,
-        });
-        let held = staged.chain(deferred).min();
-        let cursor = self.cursor();
-        let through = held.map_or(cursor, |held| cursor.min(Sequence(held.0 - 1)));
+        let through = self.through();
         let (mut sequence, mut clock) = (through, clock);
         if self.is_relay {
             let reached = self.marks.partition_point(|(at, _)| *at <= through);
@@ -492,7 +489,7 @@ impl Sender {
         if self.through_sent.is_some_and(|sent| sequence <= sent) {
             return None;
         }
-        self.through_sent = Some(sequence);
+        (self.through_sent, self.mark_sent) = (Some(sequence), Some((sequence, clock)));
         // Before anything is applied, 0 is acknowledged as well.
         if self.trusts.is_none() && sequence > Sequence(0) {
             self.trusts = Some((sequence, clock));
@@ -500,6 +497,19 @@ impl Sender {
         // All renames up to here were sent before the states that the mark follows.
         self.moved = self.moved.max(sequence);
         Some(Item::Through { sequence, clock })
+    }
+
+    /// Returns through which place of the journal everything was sent.
+    fn through(&self) -> Sequence {
+        let staged = self.transfers.iter().filter_map(|transfer| transfer.sequence);
+        let deferred = self.deferred.iter().filter_map(|job| match &job.origin {
+            Origin::Journal(record) => Some(record.sequence),
+            Origin::Again(sequence) => Some(*sequence),
+            Origin::Walk(_) | Origin::Commit(_) => None,
+        });
+        let held = staged.chain(deferred).min();
+        let cursor = self.cursor();
+        held.map_or(cursor, |held| cursor.min(Sequence(held.0 - 1)))
     }
 
     /// Keeps a mark of the journal until everything before it was sent.
