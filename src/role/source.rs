@@ -7,20 +7,19 @@ use std::time::{Duration, Instant};
 
 use super::batch::{BATCH_JOBS_MAX, Batch, NumberedSurvey};
 use super::identity::SourceIdentity;
-use super::options::SourceOptions;
 use super::problems::Problems;
 use super::relay::Replay;
-use super::restart::{self, Again, Continued, Obstacle};
+use super::restart::{self, Again};
 use super::shared::{Lead, Ride};
-use super::{Feed, FeedEvent, LinkError, LinkId, Peer, Received, Role, RoleError, SourceFeed};
+use super::{FeedEvent, LinkError, LinkId, Peer, Received, Role, RoleError, SourceFeed};
 use crate::journal::{Cursor, Journal, JournalError, ReadError};
 use crate::model::limits::{HEARTBEAT_MS, RECORDS_READ_MAX};
 use crate::model::{
     Change, Epoch, Mark, Marks, NodeId, Position, RenameIndex, Sequence, Timestamp, TreePath, What,
 };
 use crate::session::{Relayed, Sender, SourceState};
-use crate::tree::{Reader, Root, StageReader};
-use crate::watch::{Watch, WatchOptions, wall_clock};
+use crate::tree::{Reader, StageReader};
+use crate::watch::wall_clock;
 use crate::wire::{
     DownstreamHello, EncodedFrame, Frame, FrameKind, Item, Message, Refusal, StageId,
     encode_message,
@@ -123,52 +122,6 @@ pub(super) struct Downstream {
     heartbeat_at: Instant,
     /// Why the connection is to be closed.
     pub(super) refusal: Option<Refusal>,
-}
-
-impl Source<Watch> {
-    /// Opens the source of the tree at `options.root`.
-    pub fn open(options: SourceOptions) -> Result<Self, RoleError> {
-        let path = &options.root;
-        let fail = |what: &str, error: &dyn std::fmt::Display| {
-            RoleError(format!("{}: {what}: {error}", path.display()))
-        };
-        let root = Root::open(path).map_err(|error| fail("cannot open the tree", &error))?;
-        if options.lock_root {
-            super::identity::lock(&root, path)?;
-        }
-        let identity = SourceIdentity::load(&options.state_dir, &root, options.accept_root)?;
-        let journal = Journal::open(&options.state_dir.join("journal"), options.journal_bytes)
-            .map_err(|error| RoleError(format!("the journal cannot be used: {error}")))?;
-        let watch = || {
-            let watch_options = WatchOptions { rescan_interval: options.rescan_interval };
-            let watched = Root::open(path).map_err(|error| fail("cannot open the tree", &error))?;
-            let mut watch = Watch::new(watched, watch_options).map_err(|error| {
-                fail("cannot watch the tree", &format!("{error}{}", super::watch_advice(&error)))
-            })?;
-            watch.keep_catalog(options.state_dir.clone());
-            Ok(watch)
-        };
-        let (path, reader) = (options.root.clone(), Reader::new(root));
-        let mut resumed = watch()?;
-        let reason = match restart::go_on(&mut resumed, &journal, &identity, &options.state_dir) {
-            Ok(Continued { replay, untold, again }) => {
-                let node = identity.node;
-                let mut source = Source::resume(path, resumed, journal, reader, node, replay);
-                untold.iter().for_each(|path| Feed::mark(&mut source.feed, path));
-                source.again = again;
-                return Ok(source);
-            }
-            Err(Obstacle::FirstStart) => None,
-            Err(Obstacle::NewEpoch(reason)) => Some(reason),
-            Err(Obstacle::Hold(error)) if options.accept_root => Some(error.to_string()),
-            Err(Obstacle::Hold(error)) => return Err(error),
-        };
-        drop(resumed);
-        if let Some(reason) = reason {
-            tracing::warn!("{reason}; a new epoch begins, and all replicas compare their trees");
-        }
-        Source::new(path, watch()?, journal, reader, identity)
-    }
 }
 
 impl<F: SourceFeed> Source<F> {
