@@ -255,7 +255,7 @@ impl<F: SourceFeed> Source<F> {
                     self.journal.append(&record);
                     if let (Some(changed), Change::Dirty { path, what }) =
                         (&mut self.changed, record.change)
-                        && what.covers(What::CONTENT)
+                        && what.covers(What::COMPARE)
                     {
                         changed.insert(path);
                     }

@@ -322,7 +322,7 @@ impl Sender {
     pub fn links_max(&self, job: &Job, identity: Identity) -> usize {
         let Origin::Walk(number) = job.origin else {
             // A content is for all of them; a name is known to be one by any other.
-            return if job.what.covers(What::CONTENT) { usize::MAX } else { 1 };
+            return if job.what.covers(What::COMPARE) { usize::MAX } else { 1 };
         };
         let walk = self.walks.iter().find(|(walk, _)| *walk == number).map(|(_, walk)| walk);
         // A walk of the whole tree sends each when it comes to it.
