@@ -15,8 +15,8 @@
 //! | [`model`] | positions, paths, entries, records, limits: plain data |
 //! | [`wire`] | messages, frames and URLs: bytes to messages and back |
 //! | [`tree`] | file access relative to descriptors: reading states, applying them |
-//! | [`watch`] | inotify: which directories are watched, what became dirty |
-//! | [`journal`] | the records on disk: segments, recovery, cursors |
+//! | [`watch`] | inotify: which directories are watched, what became dirty; after a restart, what differs from the catalog |
+//! | [`journal`] | the records on disk: segments, recovery, cursors; the catalog, a listing of the tree |
 //! | [`session`] | sender and receiver: pure state machines of the protocol |
 //! | [`role`] | source, sink and relay: sessions put together with trees and journals |
 //! | [`event_loop`] | the only place that knows sockets, timers and signals |

@@ -20,6 +20,7 @@ mod cursor;
 mod recovery;
 mod segment;
 
+pub mod catalog;
 pub mod checkpoint;
 pub mod state_file;
 
@@ -39,6 +40,7 @@ use crate::model::limits::{
 };
 use crate::model::{Change, Epoch, Record, Sequence, TreeId};
 
+pub use catalog::{Catalog, CatalogError};
 pub use checkpoint::Checkpoint;
 use cursor::Tail;
 pub use cursor::{Cursor, ReadError};

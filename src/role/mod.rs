@@ -9,6 +9,7 @@ pub mod identity;
 pub mod options;
 mod problems;
 mod relay;
+mod restart;
 mod shared;
 mod sink;
 mod source;

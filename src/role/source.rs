@@ -10,8 +10,9 @@ use super::identity::SourceIdentity;
 use super::options::SourceOptions;
 use super::problems::Problems;
 use super::relay::Replay;
+use super::restart::{self, Again, Continued, Obstacle};
 use super::shared::{Lead, Ride};
-use super::{FeedEvent, LinkError, LinkId, Peer, Received, Role, RoleError, SourceFeed};
+use super::{Feed, FeedEvent, LinkError, LinkId, Peer, Received, Role, RoleError, SourceFeed};
 use crate::journal::{Cursor, Journal, JournalError, ReadError};
 use crate::model::limits::{HEARTBEAT_MS, RECORDS_READ_MAX};
 use crate::model::{
@@ -35,6 +36,10 @@ const BUFFERED_BYTES_MAX: usize = 1 << 20;
 /// that was moved in or a great recovery, must not keep heartbeats and other roles waiting.
 const DRAIN_TIME_MAX: Duration = Duration::from_millis(20);
 
+/// Longest time that the end of a source takes to be kept. Without, a restart goes on from an
+/// earlier one, and tells what came since again.
+const END_TIME_MAX: Duration = Duration::from_secs(20);
+
 /// Most batches in one turn that gave nothing to send.
 const FILLS_MAX: u32 = 8;
 
@@ -42,8 +47,8 @@ const FILLS_MAX: u32 = 8;
 pub struct Source<F> {
     path: PathBuf,
     pub(super) feed: F,
-    journal: Journal,
-    renames: RenameIndex,
+    pub(super) journal: Journal,
+    pub(super) renames: RenameIndex,
     /// Where in a relay's journal its upstream's positions are.
     marks: Marks,
     reader: Reader,
@@ -53,7 +58,7 @@ pub struct Source<F> {
     lead: Option<Lead>,
     /// The nodes above and the epoch, as downstreams were told them.
     pub(super) standing: Option<(Vec<NodeId>, Option<Epoch>)>,
-    problems: Problems,
+    pub(super) problems: Problems,
     /// Most jobs that are read between two drains of the feed.
     batch_jobs_max: usize,
     /// Whether the feed may have more than was taken up.
@@ -63,11 +68,15 @@ pub struct Source<F> {
     /// The files whose content changes, while that is noted.
     changed: Option<HashSet<TreePath>>,
     /// Where a new epoch is to begin, until the journal could begin it.
-    reset: Option<Position>,
+    pub(super) reset: Option<Position>,
     started: Instant,
     /// Why nothing is sent at present.
     held: Option<String>,
     held_until: Instant,
+    /// What was journaled in an earlier run and is told again.
+    pub(super) again: Option<Again>,
+    /// Whether the feed waits for a durable journal to keep what a restart goes on from.
+    pub(super) owes_sync: bool,
 }
 
 /// A sender, and what it takes to read for it.
@@ -131,12 +140,35 @@ impl Source<Watch> {
         let journal = Journal::open(&options.state_dir.join("journal"), options.journal_bytes)
             .map_err(|error| RoleError(format!("the journal cannot be used: {error}")))?;
         identity.agree(&options.state_dir, journal.known_at_open())?;
-        let watch_options = WatchOptions { rescan_interval: options.rescan_interval };
-        let watched = Root::open(path).map_err(|error| fail("cannot open the tree", &error))?;
-        let watch = Watch::new(watched, watch_options).map_err(|error| {
-            fail("cannot watch the tree", &format!("{error}{}", super::watch_advice(&error)))
-        })?;
-        Source::new(options.root.clone(), watch, journal, Reader::new(root), identity)
+        let watch = || {
+            let watch_options = WatchOptions { rescan_interval: options.rescan_interval };
+            let watched = Root::open(path).map_err(|error| fail("cannot open the tree", &error))?;
+            let mut watch = Watch::new(watched, watch_options).map_err(|error| {
+                fail("cannot watch the tree", &format!("{error}{}", super::watch_advice(&error)))
+            })?;
+            watch.keep_catalog(options.state_dir.clone());
+            Ok(watch)
+        };
+        let (path, reader) = (options.root.clone(), Reader::new(root));
+        let mut resumed = watch()?;
+        let reason = match restart::go_on(&mut resumed, &journal, &identity, &options.state_dir) {
+            Ok(Continued { replay, untold, again }) => {
+                let node = identity.node;
+                let mut source = Source::resume(path, resumed, journal, reader, node, replay);
+                untold.iter().for_each(|path| Feed::mark(&mut source.feed, path));
+                source.again = again;
+                return Ok(source);
+            }
+            Err(Obstacle::FirstStart) => None,
+            Err(Obstacle::NewEpoch(reason)) => Some(reason),
+            Err(Obstacle::Hold(error)) if options.accept_root => Some(error.to_string()),
+            Err(Obstacle::Hold(error)) => return Err(error),
+        };
+        drop(resumed);
+        if let Some(reason) = reason {
+            tracing::warn!("{reason}; a new epoch begins, and all replicas compare their trees");
+        }
+        Source::new(path, watch()?, journal, reader, identity)
     }
 }
 
@@ -187,6 +219,8 @@ impl<F: SourceFeed> Source<F> {
             started: Instant::now(),
             held: None,
             held_until: Instant::now(),
+            again: None,
+            owes_sync: false,
         }
     }
 
@@ -230,6 +264,7 @@ impl<F: SourceFeed> Source<F> {
             }
             self.renames.drop_through(self.journal.floor());
             self.marks.drop_below(self.journal.floor());
+            self.keep();
         }
         self.held = held;
         self.is_drained()
@@ -274,6 +309,7 @@ impl<F: SourceFeed> Source<F> {
                     }
                 }
                 Some(FeedEvent::Reset(position)) => self.reset = Some(position),
+                None if self.tell_again() => {}
                 None => {
                     self.has_backlog = false;
                     break;
@@ -324,7 +360,10 @@ impl<F: SourceFeed> Source<F> {
         if let (Some(relayed), Some(marks)) = (&mut state.relayed, hello.watermarks) {
             relayed.after = self.marks.cursor(marks.applied);
         }
-        let Some(hello) = downstream.hello.take() else { return Ok(()) };
+        let Some(mut hello) = downstream.hello.take() else { return Ok(()) };
+        if state.relayed.is_none() {
+            restart::forget_lost_position(&mut hello, &self.journal);
+        }
         let session = &mut downstream.session;
         let answer = session
             .sender
@@ -751,6 +790,13 @@ impl<F: SourceFeed> Role for Source<F> {
         let now = Instant::now();
         self.feed.settle(now);
         self.drain(now);
+        self.feed.end();
+        while self.feed.is_ending() && self.again.is_none() && now.elapsed() < END_TIME_MAX {
+            self.drain(Instant::now());
+            if self.held.is_some() {
+                break; // The next start finds what is different.
+            }
+        }
         let failed = |error: &dyn std::fmt::Display| {
             RoleError(format!("the journal could not be written at the end: {error}"))
         };

@@ -210,6 +210,12 @@ impl Unsettled {
         self.files.keys()
     }
 
+    /// Returns the files whose rest is waited for, so that their last change is not told.
+    pub fn waiting(&self) -> impl Iterator<Item = &Place> {
+        let waiting = self.files.iter().filter(|(_, times)| times.burst.is_some());
+        waiting.map(|(place, _)| place)
+    }
+
     /// Returns a moment before which nothing is due.
     pub fn next_due(&self) -> Option<Instant> {
         if self.files.is_empty() { None } else { self.earliest }

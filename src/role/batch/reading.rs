@@ -64,7 +64,7 @@ impl<F: Feed> Reading<'_, F> {
                 return self.commit(job, stage, *opened).map(Some);
             }
             if opened.entry.is_directory() {
-                let wants_names = job.what.covers(What::CONTENT);
+                let wants_names = job.what.covers(What::COMPARE);
                 let listed = if wants_names { self.reader.list(&opened)? } else { None };
                 if wants_names && listed.is_none() && attempt < READ_ATTEMPTS_MAX {
                     self.reader.forget();

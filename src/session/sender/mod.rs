@@ -266,7 +266,16 @@ impl Sender {
         if self.deferred.len() >= DEFERRED_MAX {
             return None;
         }
-        while let Some(record) = self.records.pop_front() {
+        // What the downstream has to digest it digests before it hears of more.
+        let has_digests = self.digests.0 >= DIGEST_BYTES_MAX;
+        let waits = |record: &Record| {
+            has_digests
+                && matches!(&record.change, Change::Dirty { what, .. }
+                    if what.covers(What::COMPARE) && !what.covers(What::CONTENT))
+        };
+        while self.records.front().is_some_and(|record| !waits(record))
+            && let Some(record) = self.records.pop_front()
+        {
             let (path, what) = match &record.change {
                 Change::Dirty { path, what } => (path, what),
                 Change::Through(mark) => {
@@ -366,6 +375,13 @@ impl Sender {
             return Travel::As(Content::Keep, links);
         };
         if !job.what.covers(What::CONTENT) {
+            if job.what.covers(What::COMPARE) && size <= DIGEST_BYTES_MAX {
+                self.digests = (self.digests.0 + size, self.window.sent_bytes());
+                return Travel::Digest(links);
+            }
+            if job.what.covers(What::COMPARE) {
+                return self.stage(job, look);
+            }
             if !job.what.covers(What::NAME) {
                 return Travel::As(Content::Keep, links);
             }
