@@ -179,9 +179,8 @@ fn every_message_keeps_its_bytes() {
     assert_eq!(lines.lines().count(), golden.lines().count());
 }
 
-/// What lacks nothing says hello as before there was anything to lack, and is understood.
 #[test]
-fn a_hello_without_its_last_field_is_read() {
+fn every_message_is_read_back() {
     for message in messages() {
         let bytes = encode_message(&message);
         let mut decoder = FrameDecoder::default();
