@@ -180,7 +180,7 @@ fn every_message_keeps_its_bytes() {
 }
 
 #[test]
-fn every_message_is_read_back() {
+fn every_message_comes_back() {
     for message in messages() {
         let bytes = encode_message(&message);
         let mut decoder = FrameDecoder::default();

@@ -42,7 +42,13 @@ impl Source<Sink> {
                 tracing::warn!(
                     "{}: the relay's journal does not go on where its tree is; it begins anew, \
                      and downstreams compare their trees",
-                    path.display()
+                    journal_path.display()
+                );
+            } else if sink.state().tree.is_some() {
+                tracing::warn!(
+                    "{}: there is no journal of the tree that is here; it begins anew, and \
+                     downstreams compare their trees",
+                    journal_path.display()
                 );
             }
             replay = Replay::default();

@@ -127,9 +127,10 @@ impl Source<Watch> {
         if options.lock_root {
             super::identity::lock(&root, path)?;
         }
-        let identity = SourceIdentity::load(&options.state_dir, &root, options.accept_root)?;
+        let mut identity = SourceIdentity::load(&options.state_dir, &root, options.accept_root)?;
         let journal = Journal::open(&options.state_dir.join("journal"), options.journal_bytes)
             .map_err(|error| RoleError(format!("the journal cannot be used: {error}")))?;
+        identity.agree(&options.state_dir, journal.known_at_open())?;
         let watch_options = WatchOptions { rescan_interval: options.rescan_interval };
         let watched = Root::open(path).map_err(|error| fail("cannot open the tree", &error))?;
         let watch = Watch::new(watched, watch_options).map_err(|error| {

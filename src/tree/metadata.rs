@@ -58,7 +58,15 @@ pub fn is_mirrored(name: &[u8]) -> bool {
         || name == ACL_ACCESS
         || name == ACL_DEFAULT
         || name == b"security.capability"
-        || name.starts_with(b"trusted.") && !name.starts_with(b"trusted.overlay.")
+        || name.starts_with(b"trusted.")
+            && !name.starts_with(b"trusted.overlay.")
+            && !is_acl_of_xfs(name)
+}
+
+/// Returns whether this is how xfs shows root an ACL a second time: mirrored as the ACL that it
+/// is, and gone with it.
+fn is_acl_of_xfs(name: &[u8]) -> bool {
+    name.starts_with(b"trusted.SGI_ACL_")
 }
 
 /// Reads the mirrored attributes of an open file or directory, sorted by name; `left_out` is
@@ -377,7 +385,9 @@ fn read_with(
     let mut xattrs = Vec::new();
     for name in names.split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
         if !is_mirrored(name) {
-            left_out(name);
+            if !is_acl_of_xfs(name) {
+                left_out(name);
+            }
             continue;
         }
         let mut small = [0; 1024];

@@ -89,9 +89,14 @@ impl Watch {
             }
             self.dirty_place(&place, What::CONTENT);
         } else if mask.contains(EventMask::CLOSE_WRITE) {
-            self.unsettled.settle(&place);
             self.created.remove(&place);
-            self.dirty_written(&place, What::CONTENT);
+            let mut unsettled = std::mem::take(&mut self.unsettled);
+            let size = || self.stat_of(&place).map_or(0, |stat| stat.stx_size);
+            let at_once = unsettled.close(&place, now, size);
+            self.unsettled = unsettled;
+            if at_once {
+                self.dirty_written(&place, What::CONTENT);
+            }
         } else if mask.contains(EventMask::MODIFY) {
             if !self.unsettled.touch(place.clone(), now) {
                 self.dirty_written(&place, What::CONTENT);

@@ -93,7 +93,8 @@ impl Sink {
             // A rename that was done and is not journaled, or the reverse, would be missed or done
             // twice; and what is applied must be journaled, or nobody would hear of it.
             reached.epoch == marks.epoch
-                && reached.moved.max(end.moved) == marks.moved
+                && reached.moved.max(end.moved) >= marks.moved
+                && end.moved <= marks.moved
                 && reached.applied >= marks.applied
         });
         if goes_on {
@@ -108,6 +109,7 @@ impl Sink {
             && let Some(marks) = &mut self.state.watermarks
         {
             // The process was killed, not the machine: what the journal says was in place still is.
+            marks.moved = marks.moved.max(end.mark.watermarks.moved);
             marks.applied = end.mark.watermarks.applied;
         }
         if !goes_on {
@@ -203,8 +205,10 @@ impl Feed for Sink {
     fn committed(&mut self, _position: Position) {}
 
     fn start(&mut self, next: Sequence) {
-        if let Some(outlet) = &mut self.outlet {
-            assert!(outlet.events.is_empty());
+        // One that begins the journal anew has said so already, and counts from there.
+        if let Some(outlet) = &mut self.outlet
+            && outlet.events.is_empty()
+        {
             outlet.next = next;
         }
     }

@@ -370,10 +370,13 @@ impl Role for Sink {
             receiver.handle_flushed(&mut self.state);
         }
         let Some(checkpoint) = self.checkpoint() else { return Ok(()) };
-        let saved =
-            rustix::fs::syncfs(self.replica.root()).map_err(|error| error.to_string()).and_then(
-                |()| checkpoint.save(self.replica.control()).map_err(|error| error.to_string()),
-            );
+        let saved = self
+            .ensure_marker(&checkpoint)
+            .and_then(|()| Ok(rustix::fs::syncfs(self.replica.root())?))
+            .map_err(|error| error.to_string())
+            .and_then(|()| {
+                checkpoint.save(self.replica.control()).map_err(|error| error.to_string())
+            });
         match saved {
             Ok(()) => {}
             Err(error) if self.replica.whereabouts() == Place::Stripped => {
