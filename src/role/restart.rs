@@ -6,6 +6,7 @@ use std::path::Path;
 use super::identity::SourceIdentity;
 use super::relay::Replay;
 use super::{RoleError, Source, SourceFeed};
+use crate::journal::catalog::CATALOG_NAME;
 use crate::journal::{Catalog, CatalogError, Cursor, Journal};
 use crate::model::limits::RECORDS_READ_MAX;
 use crate::model::{Change, Position, Sequence, TreePath, What};
@@ -51,7 +52,12 @@ pub(super) fn go_on(
     let Some((tree, epoch)) = journal.tree_and_epoch() else { return Err(Obstacle::FirstStart) };
     let catalog = match Catalog::open(state_dir) {
         Ok(Some(catalog)) => catalog,
-        Ok(None) => return Err(new_epoch(&"there is no catalog")),
+        // A run that ended before its first look was over has left nothing to go on from.
+        Ok(None) if journal.head() == Sequence(0) => return Err(Obstacle::FirstStart),
+        Ok(None) => {
+            let path = state_dir.join(CATALOG_NAME);
+            return Err(new_epoch(&format!("{} is missing", path.display())));
+        }
         Err(error @ CatalogError::UnknownVersion { .. }) => {
             return Err(Obstacle::Hold(RoleError(error.to_string())));
         }
