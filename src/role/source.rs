@@ -261,6 +261,7 @@ impl<F: SourceFeed> Source<F> {
             relayed = Some(Relayed {
                 moved: standing.moved,
                 applied: standing.applied,
+                reached: standing.reached,
                 origin: standing.origin,
                 mark: self.marks.last_whole().filter(|(_, mark)| is_reached(mark)),
                 after: None,
@@ -312,6 +313,7 @@ impl<F: SourceFeed> Source<F> {
         let Some(state) = self.state() else { return Ok(false) };
         let (head, clock) = (state.head, state.clock);
         let applied = state.relayed.map(|relayed| relayed.applied);
+        let reached = state.relayed.and_then(|relayed| relayed.reached);
         self.greet(link, state, now)?;
         let Some(downstream) = self.downstreams.get_mut(&link) else { return Ok(false) };
         if !downstream.sender.is_running() || downstream.refusal.is_some() {
@@ -342,6 +344,7 @@ impl<F: SourceFeed> Source<F> {
             take_records(&self.journal, cursor, sender, after, head, applied)?;
         }
         sender.begin_batch(head, clock);
+        sender.follow_relay(reached);
         batch.read(
             sender,
             stages,

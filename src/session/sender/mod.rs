@@ -57,6 +57,8 @@ pub struct Relayed {
     /// Every record through this is in the relay's tree; `None` while that is compared with its
     /// upstream's.
     pub applied: Option<Sequence>,
+    /// The last record that the relay's journal may have told of, if that can be said.
+    pub reached: Option<Sequence>,
     /// The origin's last record and clock, as far as they are known here.
     pub origin: (Sequence, Timestamp),
     /// The last mark that a downstream may take for its own, and its place in the journal.
@@ -111,6 +113,10 @@ pub struct Sender {
     batch_clock: Timestamp,
     /// The last mark sent; `None` while the downstream has no position.
     through_sent: Option<Sequence>,
+    /// The last record that a state may have told of that was sent.
+    reached: Sequence,
+    /// The same of the relay's tree from which is read, if it can be said.
+    relay_reached: Option<Sequence>,
     /// Whether marks are those that the journal has, and not each place of it.
     is_relay: bool,
     /// The journal's marks that were taken up and not sent, with their places.
@@ -147,6 +153,8 @@ impl Sender {
             batch_head: Sequence(0),
             batch_clock: Timestamp::default(),
             through_sent: None,
+            reached: Sequence(0),
+            relay_reached: None,
             is_relay: false,
             marks: VecDeque::new(),
             answers: VecDeque::new(),
@@ -233,6 +241,11 @@ impl Sender {
         if self.window.handled_bytes() > self.digests.1 || self.window.in_flight_bytes() == 0 {
             self.digests.0 = 0;
         }
+    }
+
+    /// Says through which record the tree of a relay may be that is read, if that can be said.
+    pub fn follow_relay(&mut self, reached: Option<Sequence>) {
+        self.relay_reached = reached;
     }
 
     /// Returns the next path to read.
@@ -410,6 +423,7 @@ impl Sender {
                 again.push(job);
                 continue;
             }
+            self.reached = self.batch_head;
             let mut head = self.batch_head;
             match job.origin {
                 Origin::Walk(number) => {
@@ -484,10 +498,12 @@ impl Sender {
         let cursor = self.cursor();
         let through = held.map_or(cursor, |held| cursor.min(Sequence(held.0 - 1)));
         let (mut sequence, mut clock) = (through, clock);
+        let mut reached = Some(self.reached.max(through));
         if self.is_relay {
-            let reached = self.marks.partition_point(|(at, _)| *at <= through);
-            let (_, mark) = self.marks.drain(..reached).next_back()?;
+            let passed = self.marks.partition_point(|(at, _)| *at <= through);
+            let (_, mark) = self.marks.drain(..passed).next_back()?;
             (sequence, clock) = (mark.watermarks.applied, mark.clock);
+            reached = self.relay_reached.map(|reached| reached.max(sequence));
         }
         if self.through_sent.is_some_and(|sent| sequence <= sent) {
             return None;
@@ -499,7 +515,7 @@ impl Sender {
         }
         // All renames up to here were sent before the states that the mark follows.
         self.moved = self.moved.max(sequence);
-        Some(Item::Through { sequence, clock })
+        Some(Item::Through { sequence, clock, reached })
     }
 
     /// Keeps a mark of the journal until everything before it was sent.
