@@ -180,6 +180,11 @@ impl<F: SourceFeed> Source<F> {
         self.batch_jobs_max = jobs_max;
     }
 
+    /// Has the journal keep less than is sensible, so that a test sees cursors fall off it.
+    pub fn limit_journal(&mut self, bytes_max: u64, segment_bytes: u64) {
+        self.journal.limit(bytes_max, segment_bytes);
+    }
+
     /// Brings the journal up to what the feed knows now, or as far as a turn goes. Returns
     /// whether states may be read and sent.
     pub(super) fn drain(&mut self, now: Instant) -> bool {
@@ -273,6 +278,7 @@ impl<F: SourceFeed> Source<F> {
             relayed = Some(Relayed {
                 moved: standing.moved,
                 applied: standing.applied,
+                reached: standing.reached,
                 origin: standing.origin,
                 mark: self.marks.last_whole().filter(|(_, mark)| is_reached(mark)),
                 after: None,

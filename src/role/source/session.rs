@@ -128,6 +128,7 @@ impl<F: SourceFeed> Source<F> {
         let Some(state) = self.state() else { return Ok(false) };
         let (head, clock) = (state.head, state.clock);
         let applied = state.relayed.map(|relayed| relayed.applied);
+        let reached = state.relayed.and_then(|relayed| relayed.reached);
         if let Target::Link(link) = target {
             self.greet(link, state, now)?;
             let refused = |downstream: &Downstream| downstream.refusal.is_some();
@@ -166,6 +167,7 @@ impl<F: SourceFeed> Source<F> {
             take_records(&self.journal, cursor, sender, after, head, applied)?;
         }
         sender.begin_batch(head, clock);
+        sender.follow_relay(reached);
         batch.read(
             sender,
             stages,
