@@ -97,6 +97,8 @@ pub struct Standing {
     pub moved: Sequence,
     /// Every record through this is in the tree; `None` while that is compared.
     pub applied: Option<Sequence>,
+    /// The last record that the journal may have told of, if that can be said.
+    pub reached: Option<Sequence>,
     /// The origin's last record and its clock, as heard last.
     pub origin: (Sequence, Timestamp),
 }

@@ -48,11 +48,6 @@ impl Lacks {
         self.0 & other.0 == other.0
     }
 
-    /// Returns whether nothing is lacked.
-    pub fn is_empty(&self) -> bool {
-        self.0 == 0
-    }
-
     /// Returns what one of the two lacks.
     pub fn with(self, other: Lacks) -> Lacks {
         Lacks(self.0 | other.0)
@@ -262,7 +257,7 @@ mod tests {
         for (number, (lack, change)) in CHANGES.into_iter().enumerate() {
             let all = [Lacks::OWNERS, Lacks::USER_XATTRS, Lacks::PRIVILEGED_XATTRS, Lacks::ACLS];
             for lacks in all.into_iter().chain([Lacks::NOTHING]) {
-                let counts = lack.is_empty() || lacks != lack;
+                let counts = lack == Lacks::NOTHING || lacks != lack;
                 let same = of_entry(lacks, metadata()) == of_entry(lacks, with(change));
                 assert_eq!(same, !counts, "change {number} with {lacks:?}");
                 let same = of_directory(lacks, metadata()) == of_directory(lacks, with(change));

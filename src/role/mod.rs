@@ -10,7 +10,6 @@ pub mod options;
 mod problems;
 mod relay;
 mod restart;
-mod shared;
 mod sink;
 mod source;
 

@@ -11,7 +11,6 @@ use crate::journal::{Journal, ReadError};
 use crate::model::limits::RECORDS_READ_MAX;
 use crate::model::{Change, Mark, Marks, RenameIndex, Sequence};
 use crate::tree::{Reader, Root};
-use crate::wire::Refusal;
 
 /// Follows an upstream and serves others from its replica.
 pub type Relay = Source<Sink>;
@@ -131,10 +130,6 @@ impl<F: SourceFeed> Source<F> {
 
     /// Has every downstream that was answered greet anew.
     pub(super) fn start_over(&mut self, reason: &str) {
-        for downstream in self.downstreams.values_mut() {
-            if downstream.session.sender.is_running() {
-                downstream.refusal.get_or_insert(Refusal::StartOver(reason.to_string()));
-            }
-        }
+        self.downstreams.values_mut().for_each(|downstream| downstream.start_over(reason));
     }
 }

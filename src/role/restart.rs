@@ -1,18 +1,16 @@
-//! The start of a source, and whether it goes on in the epoch of its last run: with the journal that
-//! it left, and the catalog.
+//! Whether a source goes on in the epoch of its last run: with the journal that it left, and the
+//! catalog.
 
 use std::path::Path;
 
-use super::identity::{self, SourceIdentity};
-use super::options::SourceOptions;
+use super::identity::SourceIdentity;
 use super::relay::Replay;
-use super::{Feed, RoleError, Source, SourceFeed, watch_advice};
+use super::{RoleError, Source, SourceFeed};
 use crate::journal::catalog::CATALOG_NAME;
 use crate::journal::{Catalog, CatalogError, Cursor, Journal};
 use crate::model::limits::RECORDS_READ_MAX;
 use crate::model::{Change, Position, Sequence, TreePath, What};
-use crate::tree::{Reader, Root};
-use crate::watch::{RestartError, Watch, WatchOptions};
+use crate::watch::{RestartError, Watch};
 use crate::wire::DownstreamHello;
 
 /// What a source goes on with.
@@ -41,53 +39,6 @@ pub(super) enum Obstacle {
     NewEpoch(String),
     /// Nothing may begin.
     Hold(RoleError),
-}
-
-impl Source<Watch> {
-    /// Opens the source of the tree at `options.root`.
-    pub fn open(options: SourceOptions) -> Result<Self, RoleError> {
-        let path = &options.root;
-        let fail = |what: &str, error: &dyn std::fmt::Display| {
-            RoleError(format!("{}: {what}: {error}", path.display()))
-        };
-        let root = Root::open(path).map_err(|error| fail("cannot open the tree", &error))?;
-        if options.lock_root {
-            identity::lock(&root, path)?;
-        }
-        let mut identity = SourceIdentity::load(&options.state_dir, &root, options.accept_root)?;
-        let journal = Journal::open(&options.state_dir.join("journal"), options.journal_bytes)
-            .map_err(|error| RoleError(format!("the journal cannot be used: {error}")))?;
-        identity.agree(&options.state_dir, journal.known_at_open())?;
-        let watch = || {
-            let watch_options = WatchOptions { rescan_interval: options.rescan_interval };
-            let watched = Root::open(path).map_err(|error| fail("cannot open the tree", &error))?;
-            let mut watch = Watch::new(watched, watch_options).map_err(|error| {
-                fail("cannot watch the tree", &format!("{error}{}", watch_advice(&error)))
-            })?;
-            watch.keep_catalog(options.state_dir.clone());
-            Ok(watch)
-        };
-        let (path, reader) = (options.root.clone(), Reader::new(root));
-        let mut resumed = watch()?;
-        let reason = match go_on(&mut resumed, &journal, &identity, &options.state_dir) {
-            Ok(Continued { replay, untold, again }) => {
-                let node = identity.node;
-                let mut source = Source::resume(path, resumed, journal, reader, node, replay);
-                untold.iter().for_each(|path| Feed::mark(&mut source.feed, path));
-                source.again = again;
-                return Ok(source);
-            }
-            Err(Obstacle::FirstStart) => None,
-            Err(Obstacle::NewEpoch(reason)) => Some(reason),
-            Err(Obstacle::Hold(error)) if options.accept_root => Some(error.to_string()),
-            Err(Obstacle::Hold(error)) => return Err(error),
-        };
-        drop(resumed);
-        if let Some(reason) = reason {
-            tracing::warn!("{reason}; a new epoch begins, and all replicas compare their trees");
-        }
-        Source::new(path, watch()?, journal, reader, identity)
-    }
 }
 
 /// Has `watch` go on from the catalog in `state_dir` and the journal.

@@ -75,6 +75,7 @@ impl Sink {
     fn apply(&mut self, item: &Item, raw: &[u8], now: Instant) -> Result<(), LinkError> {
         let Some((_, receiver)) = &mut self.link else { return Ok(()) };
         if !receiver.handle_item(&mut self.state, item).map_err(LinkError::Refuse)? {
+            self.relay(item);
             return Ok(());
         }
         tracing::trace!("{item:?}");
