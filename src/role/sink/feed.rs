@@ -299,7 +299,7 @@ impl Feed for Sink {
             self.state.epoch.or(watermarks.map(|marks| Epoch { id: marks.epoch, parent: None }));
         let moved = receiver.map(|receiver| receiver.moved());
         Some(Standing {
-            chain: self.state.chain.clone(),
+            chain: receiver.map(|_| self.state.chain.clone()),
             epoch: known.filter(|_| self.outlet.as_ref().is_some_and(|outlet| outlet.is_current)),
             moved: watermarks.map(|marks| marks.moved).or(moved).unwrap_or_default(),
             applied: watermarks.map(|marks| marks.applied),

@@ -19,7 +19,9 @@ use super::relay::Replay;
 use super::restart::{self, Again, Continued, Obstacle};
 use super::{Feed, FeedEvent, LinkId, RoleError, SourceFeed};
 use crate::journal::{Journal, JournalError};
-use crate::model::{Change, Epoch, Mark, Marks, NodeId, Position, RenameIndex, TreePath, What};
+use crate::model::{
+    Change, Epoch, EpochId, Mark, Marks, NodeId, Position, RenameIndex, TreePath, What,
+};
 use crate::session::{Relayed, SourceState};
 use crate::tree::{Reader, Root};
 use crate::watch::{Watch, WatchOptions};
@@ -43,12 +45,12 @@ pub struct Source<F> {
     /// Where in a relay's journal its upstream's positions are.
     marks: Marks,
     reader: Reader,
-    node: NodeId,
+    pub(super) node: NodeId,
     pub(super) downstreams: BTreeMap<LinkId, Downstream>,
     /// What is read for all downstreams that are level.
     lead: Option<Lead>,
-    /// The nodes above and the epoch, as downstreams were told them.
-    pub(super) standing: Option<(Vec<NodeId>, Option<Epoch>)>,
+    /// What downstreams must have been told of the nodes above, while that is known.
+    pub(super) above: Option<(Vec<NodeId>, EpochId)>,
     pub(super) problems: Problems,
     /// Most jobs that are read between two drains of the feed.
     batch_jobs_max: usize,
@@ -152,7 +154,7 @@ impl<F: SourceFeed> Source<F> {
             marks: replay.marks,
             reader,
             node,
-            standing: None,
+            above: None,
             lead: None,
             downstreams: BTreeMap::new(),
             problems: Problems::default(),
@@ -283,7 +285,7 @@ impl<F: SourceFeed> Source<F> {
                 mark: self.marks.last_whole().filter(|(_, mark)| is_reached(mark)),
                 after: None,
             });
-            (chain, epoch) = (standing.chain, standing.epoch?);
+            (chain, epoch) = (standing.chain.unwrap_or_default(), standing.epoch?);
         }
         chain.push(self.node);
         let (floor, head) = (self.journal.floor(), self.journal.committed());
