@@ -20,6 +20,7 @@
 mod common;
 mod digests;
 mod given;
+mod shared;
 
 use std::time::{Duration, Instant};
 
