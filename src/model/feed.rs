@@ -69,6 +69,8 @@ pub trait Feed {
 pub struct Standing {
     /// The nodes from the origin to the upstream, as far as they are known.
     pub chain: Vec<NodeId>,
+    /// Another number each time when downstreams may not know of an unfinished file.
+    pub untold: u64,
     /// What all the numbers belong to; `None` until the journal may be served, for it is not known
     /// yet how it goes on.
     pub epoch: Option<Epoch>,

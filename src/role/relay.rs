@@ -69,7 +69,8 @@ impl Replay {
             return Ok(replay);
         }
         let floor = journal.floor();
-        replay.renames = RenameIndex::new(floor, floor);
+        // What a rename is called upstream has nothing to do with the numbers of this journal.
+        replay.renames = RenameIndex::new(floor, Sequence(0));
         let Some(mut cursor) = journal.cursor(floor) else { return Ok(replay) };
         let mut records = Vec::new();
         loop {
@@ -79,8 +80,9 @@ impl Replay {
             }
             for record in records.drain(..) {
                 if let Change::Through(mark) = record.change {
-                    if replay.last.is_none() && floor > Sequence(0) {
-                        // Renames that left the journal are at or below the first mark in it.
+                    if replay.last.is_none() {
+                        // Renames that left the journal, or were before its beginning, are at or
+                        // below the first mark in it.
                         replay.renames.forget_through(mark.watermarks.moved);
                     }
                     replay.last = Some(mark);
@@ -113,13 +115,13 @@ impl<F: SourceFeed> Source<F> {
     }
 
     /// Has downstreams greet anew when what they were told at first is no longer true: the nodes
-    /// above, by which cycles are seen, or what the numbers belong to.
+    /// above, by which cycles are seen, or what the numbers belong to, or which files are parts.
     fn follow_upstream(&mut self) {
         let standing = self.feed.upstream();
-        let standing = standing.map(|standing| (standing.chain, standing.epoch));
+        let standing = standing.map(|standing| (standing.chain, standing.epoch, standing.untold));
         if standing != self.standing {
             self.standing = standing;
-            self.start_over("the upstream is another one");
+            self.start_over("what its upstream told at first has changed");
         }
     }
 

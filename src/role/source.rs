@@ -47,8 +47,8 @@ pub struct Source<F> {
     reader: Reader,
     node: NodeId,
     pub(super) downstreams: BTreeMap<LinkId, Downstream>,
-    /// The nodes above and the epoch, as downstreams were told them.
-    pub(super) standing: Option<(Vec<NodeId>, Option<Epoch>)>,
+    /// The nodes above, the epoch, and what of unfinished files, as downstreams were told them.
+    pub(super) standing: Option<(Vec<NodeId>, Option<Epoch>, u64)>,
     problems: Problems,
     /// Most jobs that are read between two drains of the feed.
     batch_jobs_max: usize,
@@ -263,7 +263,7 @@ impl<F: SourceFeed> Source<F> {
                 applied: standing.applied,
                 reached: standing.reached,
                 origin: standing.origin,
-                mark: self.marks.last_whole().filter(|(_, mark)| is_reached(mark)),
+                mark: self.marks.last_if_whole().filter(|(_, mark)| is_reached(mark)),
                 after: None,
             });
             (chain, epoch) = (standing.chain, standing.epoch?);
@@ -444,6 +444,10 @@ impl<F: SourceFeed> Role for Source<F> {
         let Some(downstream) = self.downstreams.get_mut(&link) else { return Ok(()) };
         match message {
             Message::Bye(reason) => Err(LinkError::Refused(reason)),
+            // Also while there is nothing to serve, or it would wait for itself for ever.
+            Message::DownstreamHello(hello) if hello.node == self.node => {
+                Err(LinkError::Refuse(Refusal::Cycle(hello.node)))
+            }
             Message::DownstreamHello(hello) if !downstream.sender.is_running() => {
                 downstream.hello = Some(hello);
                 downstream.heartbeat_at = now + Duration::from_millis(HEARTBEAT_MS);

@@ -61,7 +61,7 @@ pub struct Relayed {
     pub reached: Option<Sequence>,
     /// The origin's last record and clock, as far as they are known here.
     pub origin: (Sequence, Timestamp),
-    /// The last mark that a downstream may take for its own, and its place in the journal.
+    /// The last mark if a downstream may take it for its own, and its place in the journal.
     pub mark: Option<(Sequence, Mark)>,
     /// After which place of the journal the downstream goes on that greets, `None` if the journal
     /// does not have that.
