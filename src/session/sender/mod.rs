@@ -376,6 +376,12 @@ impl Sender {
             }
         }
         if size <= INLINE_BYTES_MAX as u64 && !look.has_holes {
+            if look.is_linked && !matches!(job.origin, Origin::Walk(_)) {
+                // A walk that comes to another name of it must not send it as another file.
+                for (_, walk) in self.walks.iter_mut().filter(|(_, walk)| walk.need.is_none()) {
+                    walk.first_name(look.identity, &job.path);
+                }
+            }
             return Travel::Inline(links);
         }
         self.stage(job, look)
