@@ -556,6 +556,7 @@ fn a_downstream_that_reads_nothing_is_given_up() {
         trusted_until: Timestamp::default(),
         trusted_node: None,
         empty: true,
+        lacks: mirror::model::Lacks::NOTHING,
     };
     let mut stream = None;
     pair.wait_for("the source to listen", || {

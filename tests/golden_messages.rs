@@ -38,6 +38,7 @@ fn messages() -> Vec<Message> {
             trusted_until: clock,
             trusted_node: Some(NodeId(7)),
             empty: true,
+            lacks: Lacks::NOTHING,
         }),
         upstream(Plan::Resume),
         upstream(Plan::Compare { moved: Sequence(1) }),
@@ -111,6 +112,46 @@ fn items() -> Vec<Item> {
     ]
 }
 
+/// What came after the first messages and items, in the order in which it came.
+fn added() -> Vec<Vec<u8>> {
+    let listed = |shared, rest: &str, digest| Listed { shared, rest: rest.into(), digest };
+    let directory = Some(DirectoryDigest([6; 16]));
+    let differs = Differs {
+        directories: vec![listed(0, "a/b", directory), listed(2, "c", None)],
+        is_whole: true,
+    };
+    let digest = |after, digest| Item::Digest {
+        range: RangeId(12),
+        path: path("a"),
+        after,
+        through: path("a/z"),
+        entries: 300,
+        digest,
+    };
+    vec![
+        encode_message(&Message::DownstreamHello(DownstreamHello {
+            versions: VERSIONS,
+            node: NodeId(1),
+            tree: None,
+            watermarks: None,
+            trusted_until: Timestamp { seconds: 5, nanoseconds: 6 },
+            trusted_node: None,
+            empty: false,
+            lacks: Lacks::OWNERS.with(Lacks::ACLS),
+        })),
+        encode_message(&Message::Compared { range: RangeId(12), differs: None }),
+        encode_message(&Message::Compared { range: RangeId(13), differs: Some(differs) }),
+        encode_item(&digest(None, None)),
+        encode_item(&digest(Some(path("a/b")), Some([5; 32]))),
+    ]
+}
+
+fn encode_item(item: &Item) -> Vec<u8> {
+    let mut frame = ItemsFrame::default();
+    frame.push(item);
+    frame.finish()
+}
+
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
@@ -122,9 +163,10 @@ fn every_message_keeps_its_bytes() {
         lines += &format!("{}\n", hex(&encode_message(&message)));
     }
     for item in items() {
-        let mut frame = ItemsFrame::default();
-        frame.push(&item);
-        lines += &format!("{}\n", hex(&frame.finish()));
+        lines += &format!("{}\n", hex(&encode_item(&item)));
+    }
+    for bytes in added() {
+        lines += &format!("{}\n", hex(&bytes));
     }
     let file = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/messages-v1.txt");
     if std::env::var_os("MIRROR_GOLDEN").is_some_and(|word| word == "write") {
@@ -135,4 +177,15 @@ fn every_message_keeps_its_bytes() {
         assert_eq!(now, then, "line {}", number + 1);
     }
     assert_eq!(lines.lines().count(), golden.lines().count());
+}
+
+#[test]
+fn every_message_comes_back() {
+    for message in messages() {
+        let bytes = encode_message(&message);
+        let mut decoder = FrameDecoder::default();
+        decoder.receive(&bytes);
+        let (frame, _) = decoder.next_frame().unwrap().unwrap();
+        assert_eq!(frame.message().unwrap(), message);
+    }
 }

@@ -147,3 +147,35 @@ fn sink_resumes_by_position() {
     let sent = proxy.bytes().0 - before;
     assert!(sent < 100_000, "{sent} bytes for ten small files");
 }
+
+/// A source that is killed again and again resumes its epoch each time: nobody compares.
+#[test]
+fn a_killed_source_goes_on_in_its_epoch() {
+    let seed = common::seed();
+    let mut rng = fastrand::Rng::with_seed(seed);
+    let mut pair = Pair::new();
+    let mut operations = Operations::new(&pair.src, &pair.outside, seed);
+    operations.run(200);
+    pair.start();
+    pair.converge();
+    let catalog = pair.source_state.join("catalog");
+    pair.wait_for("a catalog", || catalog.exists());
+    for _ in 0..common::number_from_env("MIRROR_TEST_KILLS", 20) {
+        std::thread::sleep(Duration::from_micros(rng.u64(..60_000)));
+        let mut told = operations.run(rng.usize(..20));
+        pair.source().kill9();
+        told.extend(operations.run(rng.usize(..20)));
+        pair.start_source();
+        told.extend(operations.run(rng.usize(..10)));
+        let guard = Told { seed, told: &told };
+        if rng.bool() {
+            pair.converge();
+        }
+        drop(guard);
+    }
+    operations.close();
+    pair.converge();
+    let log = pair.source().log();
+    assert!(!log.contains("a new epoch begins"), "{log}");
+    pair.finish();
+}

@@ -10,6 +10,7 @@
 //! | renames move stages too | `a_stage_follows_its_file`, `a_big_file_arrives_whatever_happens_on_its_way` in `tests/convergence.rs` |
 //! | two watermarks, in hello and checkpoint | `hello_and_checkpoint_carry_two_watermarks` |
 //! | the marker | `trap_4_…`, `the_marker_tells_…` in `src/tree/replica/tests/rename_rules.rs` |
+//! | a lost marker, or an older one: reconcile | `a_replica_with_another_marker_than_it_wrote_is_compared` |
 //! | after a crash of the machine: reconcile | `a_marker_of_another_boot_is_not_believed` |
 //! | a directory that appears comes with its names | `a_directory_that_appears_is_sent_with_its_names_and_others_go` |
 //! | a missing `from` is Need(to) | `a_rename_of_what_is_missing_needs_its_target` |
@@ -476,5 +477,45 @@ fn a_listing_during_which_something_was_renamed_loses_nothing() {
             }
             live.settle();
         }
+    }
+}
+
+/// Renames are never repeated, also by a replica that lost its marker or has an older one: it
+/// does not know what it did since its checkpoint, so it is compared.
+#[test]
+fn a_replica_with_another_marker_than_it_wrote_is_compared() {
+    for has_older in [false, true] {
+        let mut live = Live::new(|src| {
+            for (number, name) in ["x", "f", "g"].into_iter().enumerate() {
+                fs::create_dir(src.join(name)).unwrap();
+                version(src.join(name).join("in"), number as u8);
+            }
+        });
+        fs::rename(live.src.join("x"), live.src.join("y")).unwrap();
+        live.settle();
+        live.shut_down_sink();
+        live.settle();
+        let control = live.dst.join(".mirror");
+        let marker = || {
+            let names = fs::read_dir(&control).unwrap();
+            let mut paths = names.map(|entry| entry.unwrap().path());
+            let is_marker = |path: &std::path::PathBuf| {
+                path.file_name().unwrap().to_string_lossy().starts_with("moved-")
+            };
+            paths.find(is_marker).unwrap()
+        };
+        let older = (marker(), fs::read(marker()).unwrap());
+        // A ring: applied again it would turn further, and no size or time would show it.
+        for (from, to) in [("y", "between"), ("f", "y"), ("g", "f"), ("between", "g")] {
+            fs::rename(live.src.join(from), live.src.join(to)).unwrap();
+        }
+        live.settle();
+        live.world.kill_sink();
+        fs::remove_file(marker()).unwrap();
+        if has_older {
+            fs::write(older.0, older.1).unwrap();
+        }
+        live.settle();
+        assert_eq!(fs::read(live.dst.join("y/in")).unwrap(), [b'1'; 100]);
     }
 }

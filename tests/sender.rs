@@ -41,6 +41,7 @@ impl Fixture {
             trusted_until: Timestamp::default(),
             trusted_node: None,
             empty: true,
+            lacks: Lacks::NOTHING,
         };
         fixture.handle(Message::DownstreamHello(hello)).unwrap();
         fixture.finish_all();

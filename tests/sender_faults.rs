@@ -330,6 +330,7 @@ fn a_long_drain_takes_several_turns_and_nothing_is_sent_before_its_end() {
         trusted_node: None,
         // A comparison asks for the other names of a file, between its reading and its use.
         empty: false,
+        lacks: mirror::model::Lacks::NOTHING,
     };
     decode(&encode_message(&Message::DownstreamHello(hello)), |frame, length| {
         source.handle_frame(link, frame, length, started).unwrap();

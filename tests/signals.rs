@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use mirror::event_loop::EventLoop;
 use mirror::model::{Sequence, Timestamp};
 use mirror::role::{LinkError, LinkId, Peer, Role, RoleError};
-use mirror::wire::{Frame, FrameDecoder, Message, Refusal, Url, encode_message};
+use mirror::wire::{EncodedFrame, Frame, FrameDecoder, Message, Refusal, Url, encode_message};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use signal_hook::consts::signal::{SIGHUP, SIGTERM};
 
@@ -54,10 +54,14 @@ impl Role for Greeter {
     fn handle_drained(&mut self, _: LinkId, _: Instant) -> Result<(), LinkError> {
         Ok(())
     }
-    fn poll_transmit(&mut self, link: LinkId, _: Instant) -> Result<Option<Vec<u8>>, LinkError> {
+    fn poll_transmit(
+        &mut self,
+        link: LinkId,
+        _: Instant,
+    ) -> Result<Option<EncodedFrame>, LinkError> {
         let Some(at) = self.greetings.iter().position(|id| *id == link) else { return Ok(None) };
         self.greetings.remove(at);
-        Ok(Some(encode_message(&greeting())))
+        Ok(Some(encode_message(&greeting()).into()))
     }
     fn handle_closed(&mut self, _: Option<LinkId>, _: &str, _: Instant) {}
     fn poll_timeout(&self) -> Option<Instant> {

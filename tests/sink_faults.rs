@@ -138,6 +138,7 @@ fn needs_are_not_asked_by_names_of_before_a_rename() {
         needs: vec![(path("a"), true)],
         boot_id: boot_id(),
     };
+    replica.ensure_marker(Sequence(5)).unwrap();
     checkpoint.save(replica.control()).unwrap();
     drop(replica);
     assert_eq!(needs(&state_of_replica(&root)), [(path("a"), true)]);

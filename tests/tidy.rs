@@ -44,7 +44,8 @@ fn rooms_use_only_what_they_are_built_on() {
         ("model", &[]),
         ("wire", &["model"]),
         ("tree", &["model"]),
-        ("watch", &["model", "tree"]),
+        // For the catalog, which is what the journal's records are of.
+        ("watch", &["model", "tree", "journal"]),
         ("journal", &["model", "wire"]),
         ("session", &["model", "wire"]),
         ("role", &["model", "wire", "tree", "watch", "journal", "session"]),

@@ -1,7 +1,7 @@
 //! mirror beside tar, an rsync daemon and lsyncd, in one run, over loopback.
 //!
-//! `cargo bench --bench peers [-- MEASURE…]` with measures out of `own`, `initial`, `memory`,
-//! `idle`, `latency`, `changes`, `rename`, `big`; all when none is named. Environment:
+//! `cargo bench --bench peers [-- MEASURE…]` with measures out of `own`, `initial`, `reconcile`,
+//! `memory`, `idle`, `latency`, `changes`, `rename`, `big`; all when none is named. Environment:
 //!
 //! | variable | meaning | default |
 //! |---|---|---|
@@ -26,6 +26,8 @@
 //! - The tools take turns within each run. Other load shifts all of them, so ratios count.
 //! - Bytes on the wire are those of the loopback interface, headers and acknowledgements
 //!   included: compare them on a machine whose loopback is otherwise quiet.
+//! - A reconcile is timed from the start of a sink whose source began a new epoch to when it says
+//!   that it is as its upstream's; rsync runs a second time, with nothing to change.
 //! - lsyncd does not keep directories' times, so they are not asked of it.
 //! - mirror's and lsyncd's initial sync ends when the replica has all entries, and all
 //!   directories their times: polled cheaply by the inodes in use, then by a walk of some

@@ -10,6 +10,9 @@ pub enum Row {
     Initial,
     InitialCpu,
     InitialWire,
+    Reconcile,
+    ReconcileCpu,
+    ReconcileWire,
     MemorySource,
     MemorySourcePeak,
     MemorySink,
@@ -36,6 +39,9 @@ impl Row {
             Row::Initial => "initial sync, s",
             Row::InitialCpu => "  CPU, s",
             Row::InitialWire => "  on the wire, MB",
+            Row::Reconcile => "reconcile of equal trees, s",
+            Row::ReconcileCpu => "  CPU of the sink, s",
+            Row::ReconcileWire => "  on the wire, KiB",
             Row::MemorySource => "memory of the source, MB",
             Row::MemorySourcePeak => "  peak",
             Row::MemorySink => "memory of the sink, MB",
@@ -159,6 +165,8 @@ impl Table {
             ],
         };
         bars.extend([
+            Bar::Times(Row::Reconcile, Tool::Rsync, 0.25),
+            Bar::AtMost(Row::ReconcileWire, 64.0),
             Bar::AtMost(Row::LatencyP50, 0.5),
             Bar::AtMost(Row::LatencyP99, 2.0),
             Bar::AtMost(Row::Changes, 2.0),
@@ -205,6 +213,7 @@ impl Table {
 fn title(row: Row) -> String {
     let above = match row {
         Row::LatencyP99 => "close to presence,",
+        Row::ReconcileWire => "reconcile of equal trees,",
         Row::RenameWire => "rename of a directory,",
         Row::BigP99 => "big file, small files meanwhile,",
         _ => "",

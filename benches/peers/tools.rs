@@ -62,7 +62,24 @@ pub struct Live {
 impl Live {
     /// Starts mirror's source and waits until it has settled.
     pub fn mirror_source(src: &Path) -> Result<(Live, String), String> {
-        let scratch = scratch();
+        let (processes, scratch, _daemon_scratch) = (Vec::new(), scratch(), None);
+        let mut live = Live { tool: Tool::Mirror, processes, scratch, _daemon_scratch };
+        let url = live.start_mirror_source(src)?;
+        Ok((live, url))
+    }
+
+    /// Ends mirror's processes, starts the source again and waits until it has settled.
+    pub fn restart_mirror_source(&mut self, src: &Path) -> Result<String, String> {
+        for mut process in self.processes.drain(..).rev() {
+            process.terminate(Duration::from_secs(10)).ok_or("it does not end")?;
+        }
+        // What is waited for in it was said before.
+        fs::remove_file(self.scratch.path().join("sink.log")).map_err(|error| error.to_string())?;
+        self.start_mirror_source(src)
+    }
+
+    fn start_mirror_source(&mut self, src: &Path) -> Result<String, String> {
+        let scratch = &self.scratch;
         let url = format!("tcp://127.0.0.1:{}", free_port());
         let mut command = Command::new(mirror());
         command.args(["source", "--listen", &url, "--state-dir"]);
@@ -70,8 +87,8 @@ impl Live {
         let log = scratch.path().join("source.log");
         let mut source = Process::spawn(command, &log).map_err(|error| error.to_string())?;
         settle(&mut source)?;
-        let processes = vec![source];
-        Ok((Live { tool: Tool::Mirror, processes, scratch, _daemon_scratch: None }, url))
+        self.processes.push(source);
+        Ok(url)
     }
 
     /// Starts mirror's sink: from here on time counts.

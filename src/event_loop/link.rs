@@ -6,7 +6,7 @@ use std::time::Instant;
 use super::limits::{FAREWELL_BYTES_MAX, FAREWELL_TIME_MAX, OUTBOX_BYTES_FLUSH, OUTBOX_BYTES_MAX};
 use super::outbox::Outbox;
 use super::stream::Stream;
-use crate::wire::{FrameDecoder, Message, Refusal, encode_message};
+use crate::wire::{EncodedFrame, FrameDecoder, Message, Refusal, encode_message};
 
 /// A connection that a role knows.
 ///
@@ -52,7 +52,7 @@ impl Link {
     }
 
     /// Appends a frame, and writes if there is much already.
-    pub(super) fn push(&mut self, frame: Vec<u8>) {
+    pub(super) fn push(&mut self, frame: EncodedFrame) {
         self.outbox.push(frame);
         if self.outbox.bytes() >= OUTBOX_BYTES_FLUSH {
             self.flush();
@@ -94,7 +94,7 @@ impl Link {
     /// Gives the connection up after a last message.
     pub(super) fn into_farewell(mut self, refusal: &Refusal, now: Instant) -> Farewell {
         self.outbox.forget_unbegun();
-        self.outbox.push(encode_message(&Message::Bye(refusal.clone())));
+        self.outbox.push(encode_message(&Message::Bye(refusal.clone())).into());
         Farewell {
             stream: self.stream,
             outbox: self.outbox,

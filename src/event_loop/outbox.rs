@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::io::{self, IoSlice, Write};
 
 use super::limits::SLICES_MAX;
+use crate::wire::EncodedFrame;
 
 /// Frames in the order in which they leave.
 ///
@@ -11,14 +12,14 @@ use super::limits::SLICES_MAX;
 /// `bytes` is what is left to write of all frames together.
 #[derive(Debug, Default)]
 pub(super) struct Outbox {
-    frames: VecDeque<Vec<u8>>,
+    frames: VecDeque<EncodedFrame>,
     written: usize,
     bytes: usize,
 }
 
 impl Outbox {
     /// Appends a frame.
-    pub(super) fn push(&mut self, frame: Vec<u8>) {
+    pub(super) fn push(&mut self, frame: EncodedFrame) {
         assert!(!frame.is_empty());
         self.bytes += frame.len();
         self.frames.push_back(frame);
@@ -112,7 +113,7 @@ mod tests {
             for length in 1..40u8 {
                 let frame = vec![length; usize::from(length)];
                 expected.extend_from_slice(&frame);
-                outbox.push(frame);
+                outbox.push(frame.into());
                 outbox.write_to(&mut writer).unwrap();
             }
             while !outbox.write_to(&mut writer).unwrap() {}
@@ -125,16 +126,16 @@ mod tests {
     fn a_frame_that_has_begun_is_finished_before_the_last_one() {
         let mut outbox = Outbox::default();
         for byte in 1..4 {
-            outbox.push(vec![byte; 4]);
+            outbox.push(vec![byte; 4].into());
         }
         let mut writer = Trickle { taken: Vec::new(), step: 6, burst: 2, left: 2 };
         assert!(!outbox.write_to(&mut writer).unwrap());
         outbox.forget_unbegun();
         assert_eq!(outbox.bytes(), 2);
-        outbox.push(vec![9; 2]);
+        outbox.push(vec![9; 2].into());
         while !outbox.write_to(&mut writer).unwrap() {}
         assert_eq!(writer.taken, [1, 1, 1, 1, 9, 9]);
-        outbox.push(vec![7; 2]);
+        outbox.push(vec![7; 2].into());
         outbox.forget_unbegun();
         assert_eq!(outbox.bytes(), 0);
     }

@@ -13,7 +13,9 @@ use crate::model::{Sequence, Timestamp};
 use crate::role::{LinkError, Peer};
 use crate::wire::frame::HEADER_BYTES;
 use crate::wire::url::HostPort;
-use crate::wire::{Frame, FrameDecoder, ItemsFrame, Message, Refusal, encode_message};
+use crate::wire::{
+    EncodedFrame, Frame, FrameDecoder, ItemsFrame, Message, Refusal, encode_message,
+};
 
 /// What a toy is to do, and what happened to it.
 #[derive(Default)]
@@ -97,16 +99,20 @@ impl Role for ToyRole {
         Ok(())
     }
 
-    fn poll_transmit(&mut self, link: LinkId, _: Instant) -> Result<Option<Vec<u8>>, LinkError> {
+    fn poll_transmit(
+        &mut self,
+        link: LinkId,
+        _: Instant,
+    ) -> Result<Option<EncodedFrame>, LinkError> {
         let mut toy = self.0.borrow_mut();
         if let Some(frame) = toy.outgoing.get_mut(&link).unwrap().pop_front() {
-            return Ok(Some(frame));
+            return Ok(Some(frame.into()));
         }
         let Some(size) = toy.floods else { return Ok(None) };
         toy.flooded_bytes += size as u64;
         let mut frame = ItemsFrame::default();
         frame.buffer(size).resize(size, 0);
-        Ok(Some(frame.finish()))
+        Ok(Some(frame.finish().into()))
     }
 
     fn handle_closed(&mut self, link: Option<LinkId>, reason: &str, now: Instant) {

@@ -20,6 +20,7 @@ mod cursor;
 mod recovery;
 mod segment;
 
+pub mod catalog;
 pub mod checkpoint;
 pub mod state_file;
 
@@ -39,6 +40,7 @@ use crate::model::limits::{
 };
 use crate::model::{Change, Epoch, Record, Sequence, TreeId};
 
+pub use catalog::{Catalog, CatalogError};
 pub use checkpoint::Checkpoint;
 use cursor::Tail;
 pub use cursor::{Cursor, ReadError};
@@ -141,6 +143,11 @@ impl Journal {
             journal.drop_oldest(0)?;
         }
         Ok(journal)
+    }
+
+    /// Returns the directory that it is in.
+    pub fn path(&self) -> &Path {
+        self.directory.path()
     }
 
     /// Has the ring be smaller than any that [`open`](Self::open) makes, for tests.

@@ -3,7 +3,7 @@
 use std::os::fd::BorrowedFd;
 use std::time::Instant;
 
-use super::{Epoch, Identity, NodeId, Position, Record, Sequence, Timestamp, TreePath};
+use super::{Epoch, Identity, NodeId, Position, Record, Sequence, Timestamp, TreePath, What};
 
 /// Where a source's records come from: the watch of a tree, or a sink.
 pub trait Feed {
@@ -53,6 +53,27 @@ pub trait Feed {
 
     /// Makes a record that the entry at `path` must be read again: it could not be read.
     fn mark(&mut self, path: &TreePath);
+
+    /// Makes a record of what an earlier run told of the entry at `path`.
+    fn tell_again(&mut self, path: &TreePath, _what: What) {
+        self.mark(path);
+    }
+
+    /// Lets the feed keep what a restart goes on from, a little in each call. Everything that it
+    /// made so far is written to the journal, whose ring has dropped what is at or below `floor`;
+    /// `untold` names the entries that could not be read. Returns whether the journal must be
+    /// durable before the next call.
+    fn keep(&mut self, _floor: Sequence, _untold: &mut dyn FnMut() -> Vec<TreePath>) -> bool {
+        false
+    }
+
+    /// Says that no more will be asked for: what is kept should be as of this end.
+    fn end(&mut self) {}
+
+    /// Returns whether that is still to come, by [`Feed::poll_event`] and [`Feed::keep`].
+    fn is_ending(&self) -> bool {
+        false
+    }
 
     /// Returns why nothing may be sent at all, checked anew: the root is not in its place.
     fn hold(&mut self) -> Option<String>;

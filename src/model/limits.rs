@@ -20,6 +20,30 @@ pub const CHUNK_BYTES_MAX: usize = 256 << 10;
 /// if its disk reads only some ten megabytes a second.
 pub const DIGEST_BYTES_MAX: u64 = 64 << 20;
 
+/// Most directories that are compared by one digest: so few that little is listed where they
+/// differ, and so many that the digests of a whole tree are no more than some kilobytes.
+pub const RANGE_DIRECTORIES_MAX: usize = 128;
+
+/// Entries at which a range of directories ends, so that reading one takes a few milliseconds.
+pub const RANGE_ENTRIES: u64 = 2048;
+
+/// Bytes of paths at which a range of directories ends.
+pub const RANGE_BYTES: usize = 32 << 10;
+
+/// Most ranges whose comparison a downstream has not answered: what keeps both sides walking over
+/// a long line, and bounds what both remember.
+pub const RANGES_MAX: usize = 32;
+
+/// Most bytes of paths that a downstream lists of a range that differs, before it leaves the rest
+/// of it to another comparison. An equal range never has as many.
+pub const LISTED_BYTES_MAX: usize = 2 * (RANGE_BYTES + PATH_BYTES_MAX);
+
+/// Most directories in such a list, for the same reason.
+pub const LISTED_MAX: usize = 64 * RANGE_DIRECTORIES_MAX;
+
+/// Most entries that a downstream looks at beyond those that a range has upstream.
+pub const LISTED_ENTRIES_MORE: u64 = 4096;
+
 /// Most bytes sent and not yet acknowledged as handled, for one downstream, over a long line.
 pub const WINDOW_BYTES_MAX: u64 = 8 << 20;
 
@@ -138,6 +162,8 @@ const _: () = assert!(NAMES_BYTES_MAX + PATH_BYTES_MAX + 4096 <= FRAME_BYTES_MAX
 const _: () = assert!(FRAME_BYTES_MAX as u64 <= WINDOW_CHUNK_BYTES_MAX);
 const _: () = assert!(WINDOW_CHUNK_BYTES_MAX <= WINDOW_BYTES_MIN);
 const _: () = assert!(WINDOW_BYTES_MIN <= WINDOW_BYTES_MAX);
+const _: () =
+    assert!(LISTED_BYTES_MAX + PATH_BYTES_MAX + 24 * LISTED_MAX + 4096 <= FRAME_BYTES_MAX);
 const _: () = assert!(ACK_BYTES_MAX < WINDOW_CHUNK_BYTES_MAX);
 const _: () = assert!(HEARTBEAT_MS * 2 < SILENCE_MS_MAX);
 const _: () = assert!(JOURNAL_SEGMENTS * SEGMENT_BYTES_MIN <= JOURNAL_BYTES_MIN);

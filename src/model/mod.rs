@@ -13,6 +13,7 @@ pub mod path;
 pub mod position;
 pub mod record;
 pub mod renames;
+pub mod survey;
 
 pub use digest::StageDigest;
 pub use entry::{Entry, Kind, Metadata, Timestamp, Xattr};
@@ -22,3 +23,4 @@ pub use path::{Name, PathError, TreePath};
 pub use position::{Epoch, EpochId, Mark, NodeId, Position, Sequence, TreeId, Watermarks};
 pub use record::{Change, Record, What};
 pub use renames::RenameIndex;
+pub use survey::{DirectoryDigest, Glance, Lacks, Surveyed};

@@ -101,6 +101,10 @@ impl What {
     /// A file's content, a directory's names, and whether the entry is there at all.
     pub const CONTENT: What = What(4 | 2 | 1);
 
+    /// As [`What::CONTENT`], of an entry that is most likely as the downstream has it: a file's
+    /// content is compared by a digest before it travels.
+    pub const COMPARE: What = What(8 | 4 | 1);
+
     /// What is known of a file by another of its names: not that this one is there, and not the
     /// time of the directory that holds it.
     pub const BY_ANOTHER_NAME: What = What(2 | 1);
@@ -116,7 +120,10 @@ impl What {
 
     /// Returns whether this includes all of `other`.
     pub fn covers(self, other: What) -> bool {
-        self.0 & other.0 == other.0
+        // A content that travels is also compared. It is not said in the bits, for they are what
+        // journals hold that were written before there was anything to compare.
+        let compares = if self.0 & Self::CONTENT.0 == Self::CONTENT.0 { 8 } else { 0 };
+        (self.0 | compares) & other.0 == other.0
     }
 }
 
@@ -130,5 +137,19 @@ impl BitOr for What {
 impl BitOrAssign for What {
     fn bitor_assign(&mut self, other: What) {
         self.0 |= other.0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_content_that_travels_covers_a_comparison_and_not_the_other_way() {
+        assert!(What::CONTENT.covers(What::COMPARE) && !What::COMPARE.covers(What::CONTENT));
+        assert!(What::COMPARE.covers(What::NAME) && !What::NAME.covers(What::COMPARE));
+        assert_eq!(What::COMPARE.less(What::CONTENT), None);
+        assert_eq!(What::CONTENT.less(What::COMPARE), Some(What::CONTENT));
+        assert!((What::COMPARE | What::CONTENT).covers(What::CONTENT));
     }
 }

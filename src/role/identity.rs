@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::RoleError;
 use crate::journal::state_file;
 use crate::model::path::CONTROL_NAME;
-use crate::model::{EpochId, NodeId, TreeId};
+use crate::model::{Epoch, EpochId, NodeId, TreeId};
 use crate::tree::Root;
 use crate::tree::root::stat_fd;
 
@@ -22,6 +22,7 @@ pub struct SourceIdentity {
     pub node: NodeId,
     /// The epoch that begins now.
     pub epoch: EpochId,
+    root: RootIdentity,
 }
 
 /// The identity as it is stored.
@@ -83,11 +84,55 @@ impl SourceIdentity {
         };
         stored.epoch_counter += 1;
         stored.root = here;
-        state_file::save(state_dir, KIND, VERSION, &stored)
-            .map_err(|error| RoleError(error.to_string()))?;
         let random = random_u128()? as u64;
         let epoch = EpochId { counter: stored.epoch_counter, random };
-        Ok(SourceIdentity { tree: stored.tree, node: stored.node, epoch })
+        let (tree, node, root) = (stored.tree, stored.node, stored.root);
+        let identity = SourceIdentity { tree, node, epoch, root };
+        identity.save(state_dir)?;
+        Ok(identity)
+    }
+
+    /// Compares what the identity's file said with what the journal beside it is of, says what
+    /// was lost, and counts the epoch above all that may have been before.
+    ///
+    /// # Errors
+    ///
+    /// If a higher epoch cannot be saved.
+    pub fn agree(
+        &mut self,
+        state_dir: &Path,
+        journal: Option<(TreeId, Epoch)>,
+    ) -> Result<(), RoleError> {
+        let file = state_dir.join(KIND);
+        match journal {
+            None if self.epoch.counter > 1 => tracing::warn!(
+                "{}: there is no journal any more; another is begun, and replicas are compared",
+                state_dir.join("journal").display()
+            ),
+            Some((tree, _)) if tree != self.tree => tracing::warn!(
+                "{}: not of the tree that the journal beside it is of, or made anew; replicas of \
+                 that tree must be started with --adopt to follow this one",
+                file.display()
+            ),
+            Some((_, epoch)) if epoch.id.counter >= self.epoch.counter => {
+                tracing::warn!(
+                    "{}: older than the journal beside it; epochs are counted on from {}",
+                    file.display(),
+                    epoch.id.counter
+                );
+                self.epoch.counter = epoch.id.counter + 1;
+                self.save(state_dir)?;
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn save(&self, state_dir: &Path) -> Result<(), RoleError> {
+        let &SourceIdentity { tree, node, epoch, root } = self;
+        let stored = Stored { tree, node, epoch_counter: epoch.counter, root };
+        state_file::save(state_dir, KIND, VERSION, &stored)
+            .map_err(|error| RoleError(error.to_string()))
     }
 }
 
@@ -101,6 +146,7 @@ pub(super) fn load_node(state_dir: &Path) -> Result<NodeId, RoleError> {
     }
     let node = NodeId(random_u128()?);
     state_file::save(state_dir, "node", VERSION, &node).map_err(failed)?;
+    tracing::info!("{}: this node is {node} from now on", state_dir.join("node").display());
     Ok(node)
 }
 

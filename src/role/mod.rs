@@ -9,6 +9,7 @@ pub mod identity;
 pub mod options;
 mod problems;
 mod relay;
+mod restart;
 mod sink;
 mod source;
 
@@ -23,7 +24,7 @@ use std::time::Instant;
 
 use crate::journal::PendingSync;
 use crate::watch::Watch;
-use crate::wire::{Frame, Refusal};
+use crate::wire::{EncodedFrame, Frame, Refusal};
 
 /// Names one connection of a role; never used again for another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -82,7 +83,11 @@ pub trait Role {
 
     /// Returns the next frame to send on `link`, `None` until something happens. Each call does
     /// a bounded amount of work.
-    fn poll_transmit(&mut self, link: LinkId, now: Instant) -> Result<Option<Vec<u8>>, LinkError>;
+    fn poll_transmit(
+        &mut self,
+        link: LinkId,
+        now: Instant,
+    ) -> Result<Option<EncodedFrame>, LinkError>;
 
     /// Handles the end of a connection, or that the upstream could not be reached; `link` is
     /// `None` then. `reason` is one line for the log.

@@ -74,6 +74,11 @@ impl Problems {
         self.known = known.map(|(path, problem)| (moved(path), problem)).collect();
     }
 
+    /// Returns the entries that could not be read.
+    pub fn paths(&self) -> Vec<TreePath> {
+        self.known.keys().cloned().collect()
+    }
+
     /// Returns when the next attempt may be due.
     pub fn next_due(&self) -> Option<Instant> {
         self.earliest

@@ -11,7 +11,6 @@ use crate::journal::{Journal, ReadError};
 use crate::model::limits::RECORDS_READ_MAX;
 use crate::model::{Change, Mark, Marks, RenameIndex, Sequence};
 use crate::tree::{Reader, Root};
-use crate::wire::Refusal;
 
 /// Follows an upstream and serves others from its replica.
 pub type Relay = Source<Sink>;
@@ -42,7 +41,13 @@ impl Source<Sink> {
                 tracing::warn!(
                     "{}: the relay's journal does not go on where its tree is; it begins anew, \
                      and downstreams compare their trees",
-                    path.display()
+                    journal_path.display()
+                );
+            } else if sink.state().tree.is_some() {
+                tracing::warn!(
+                    "{}: there is no journal of the tree that is here; it begins anew, and \
+                     downstreams compare their trees",
+                    journal_path.display()
                 );
             }
             replay = Replay::default();
@@ -127,10 +132,6 @@ impl<F: SourceFeed> Source<F> {
 
     /// Has every downstream that was answered greet anew.
     pub(super) fn start_over(&mut self, reason: &str) {
-        for downstream in self.downstreams.values_mut() {
-            if downstream.sender.is_running() {
-                downstream.refusal.get_or_insert(Refusal::StartOver(reason.to_string()));
-            }
-        }
+        self.downstreams.values_mut().for_each(|downstream| downstream.start_over(reason));
     }
 }

@@ -14,6 +14,10 @@
 //!    `applied`. States may repeat after a reconnect, renames never.
 //! 5. What is missing or failed is asked for again by `Need`, the one way of healing.
 //!
+//! 6. Where there is no position, and for a `Need`, subtrees are compared by digests of ranges of
+//!    directories, while records go on; both ends of a rename meanwhile are compared for
+//!    themselves. See the sender's `digests`.
+//!
 //! It converges because every entry either equals the receiver's, or has a Dirty record above
 //! `applied` that translates to it, or an event that is not drained yet.
 

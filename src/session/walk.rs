@@ -1,6 +1,6 @@
 //! Visiting a subtree entry by entry: for a whole tree's first sync, a comparison, a `Need`.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::ops::Bound;
 
 use crate::model::{Change, Identity, Timestamp, TreePath};
@@ -18,15 +18,34 @@ pub enum Mode {
     },
 }
 
+impl Mode {
+    /// Returns whether size and time prove anything, so that digests of them do.
+    pub fn trusts(self) -> bool {
+        matches!(self, Mode::Compare { trusted_until } if trusted_until != Timestamp::default())
+    }
+}
+
+/// How far a walk goes from each of its paths.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Reach {
+    /// To all that is below it.
+    Subtree,
+    /// To itself; what is below is compared by digests, which say what else is to be walked.
+    Digests,
+    /// To what is in it, but not into the directories among that.
+    Directory,
+}
+
 /// A subtree on its way to the downstream.
 #[derive(Debug)]
 pub(super) struct Walk {
     pub mode: Mode,
+    pub reach: Reach,
     /// The `Need` that asked for it; `None` for the walk of the whole tree and what belongs to
     /// it.
     pub need: Option<u64>,
     /// What is still to be visited, the next one last.
-    pending: Vec<TreePath>,
+    pending: VecDeque<TreePath>,
     /// The same paths, to answer [`Walk::will_visit`], in order, so that what a rename moves is
     /// found without a look at each.
     members: BTreeSet<TreePath>,
@@ -38,27 +57,46 @@ pub(super) struct Walk {
 
 impl Walk {
     pub fn new(mode: Mode, need: Option<u64>, path: TreePath) -> Self {
-        let mut walk = Walk {
+        let reach = if mode.trusts() { Reach::Digests } else { Reach::Subtree };
+        let mut walk = Walk { reach, ..Walk::of_directories(mode, need) };
+        walk.push(path);
+        walk
+    }
+
+    /// Returns a walk of single directories, which has none yet.
+    pub fn of_directories(mode: Mode, need: Option<u64>) -> Self {
+        Walk {
             mode,
+            reach: Reach::Directory,
             need,
-            pending: Vec::new(),
+            pending: VecDeque::new(),
             members: BTreeSet::new(),
             first_names: HashMap::new(),
             in_hand: 0,
-        };
-        walk.push(path);
-        walk
+        }
     }
 
     /// Adds `path` as the next to be visited.
     pub fn push(&mut self, path: TreePath) {
         if self.members.insert(path.clone()) {
-            self.pending.push(path);
+            self.pending.push_back(path);
         }
     }
 
+    /// Adds `path` as the last to be visited.
+    pub fn push_last(&mut self, path: TreePath) {
+        if self.members.insert(path.clone()) {
+            self.pending.push_front(path);
+        }
+    }
+
+    /// Returns how many paths are still to be visited.
+    pub fn left(&self) -> usize {
+        self.pending.len()
+    }
+
     pub fn pop(&mut self) -> Option<TreePath> {
-        let path = self.pending.pop()?;
+        let path = self.pending.pop_back()?;
         self.members.remove(&path);
         self.in_hand += 1;
         Some(path)
@@ -69,8 +107,17 @@ impl Walk {
         self.pending.is_empty() && self.in_hand == 0
     }
 
-    /// Returns whether `path` or a directory above it is still to be visited.
+    /// Returns whether `path` is still to be visited for certain, or compared by digests.
     pub fn will_visit(&self, path: &TreePath) -> bool {
+        match self.reach {
+            // Whether it is one of those that are not gone into is not known.
+            Reach::Directory => self.members.contains(path),
+            Reach::Subtree | Reach::Digests => self.may_visit(path),
+        }
+    }
+
+    /// Returns whether `path` or a directory above it is still to be visited.
+    fn may_visit(&self, path: &TreePath) -> bool {
         !self.members.is_empty()
             && path.self_and_ancestors().any(|ancestor| self.members.contains(ancestor))
     }
@@ -112,7 +159,7 @@ impl Walk {
         // A directory above, which is still to be listed, will not have it any more. The walk of
         // the whole tree has both ends compared instead.
         let swaps = matches!(change, Change::Exchange { .. });
-        let takes = |walk: &Self, from: &TreePath| walk.need.is_some() && walk.will_visit(from);
+        let takes = |walk: &Self, from: &TreePath| walk.need.is_some() && walk.may_visit(from);
         let (takes_from, takes_to) = (takes(self, from), swaps && takes(self, to));
         if self.has_below(from) || self.has_below(to) {
             for path in &mut self.pending {

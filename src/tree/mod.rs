@@ -7,7 +7,11 @@ pub mod metadata;
 pub mod reader;
 pub mod replica;
 pub mod root;
+pub mod stage_reader;
+pub mod survey;
 
-pub use reader::{Holder, Opened, Reader, Seen, StageReader};
+pub use reader::{Holder, Opened, Reader, Seen};
 pub use replica::{Applied, ApplyError, Replica, ReplicaError};
 pub use root::Root;
+pub use stage_reader::StageReader;
+pub use survey::{Step, Survey};

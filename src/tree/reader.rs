@@ -6,14 +6,14 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 
-use rustix::buffer::{SpareCapacity, spare_capacity};
 use rustix::fs::{FileType, Mode, OFlags, RawDir, SeekFrom, Statx};
 use rustix::io::Errno;
 
-use super::metadata::{entry_kind, read_xattrs, read_xattrs_at, timestamp};
+use super::metadata::{entry_kind, metadata_of, read_xattrs, read_xattrs_at, timestamp};
 use super::root::{Root, identity_of, open_beneath, stat_at, stat_fd};
+use super::stage_reader::{StageReader, append};
 use crate::model::path::check_name;
-use crate::model::{Entry, Identity, Kind, Metadata, Name, StageDigest, Timestamp, TreePath};
+use crate::model::{Entry, Identity, Kind, Name, Timestamp, TreePath};
 
 /// Reads states below one root.
 #[derive(Debug)]
@@ -93,6 +93,11 @@ pub struct Stamp {
 }
 
 impl Stamp {
+    /// Returns the size in bytes.
+    pub(super) fn size(&self) -> u64 {
+        self.size
+    }
+
     /// Returns the file's inode.
     pub fn identity(&self) -> Identity {
         self.identity
@@ -103,7 +108,7 @@ impl Stamp {
         (self.identity, self.size, self.mtime) == (other.identity, other.size, other.mtime)
     }
 
-    fn of(stat: &Statx) -> Self {
+    pub(super) fn of(stat: &Statx) -> Self {
         Stamp {
             identity: identity_of(stat),
             size: stat.stx_size,
@@ -321,136 +326,8 @@ impl Opened {
     /// `EBADF` if it was not opened for reading.
     pub fn into_stage(self) -> io::Result<StageReader> {
         let file = self.file.ok_or(Errno::BADF)?;
-        let digest = StageDigest::default();
-        Ok(StageReader { file, stamp: self.stamp, offset: 0, data_end: 0, digest })
+        Ok(StageReader::new(file, self.stamp))
     }
-}
-
-/// A big file that is read chunk by chunk.
-#[derive(Debug)]
-pub struct StageReader {
-    file: OwnedFd,
-    stamp: Stamp,
-    /// What is before it was read.
-    offset: u64,
-    /// From `offset` to here is data; equal to it where that was not asked for yet.
-    data_end: u64,
-    digest: StageDigest,
-}
-
-impl StageReader {
-    /// Returns the size announced when the file was opened.
-    pub fn size(&self) -> u64 {
-        self.stamp.size
-    }
-
-    /// Returns the stamp of the look it began with.
-    pub fn stamp(&self) -> Stamp {
-        self.stamp
-    }
-
-    /// Returns the offset and the length of the next chunk, of at most `bytes_max` bytes and
-    /// behind any hole; `None` at the end.
-    ///
-    /// # Errors
-    ///
-    /// The system's; the file is to be given up, or begun anew.
-    pub fn next_chunk(&mut self, bytes_max: usize) -> io::Result<Option<(u64, usize)>> {
-        let end = self.stamp.size;
-        if self.offset == self.data_end {
-            let data = match rustix::fs::seek(&self.file, SeekFrom::Data(self.offset)) {
-                Ok(data) => data.min(end),
-                Err(Errno::NXIO) => end,
-                Err(Errno::INVAL) => self.offset, // A file system without holes.
-                Err(error) => return Err(error.into()),
-            };
-            let hole = match rustix::fs::seek(&self.file, SeekFrom::Hole(data)) {
-                Ok(hole) => hole.min(end),
-                Err(Errno::NXIO | Errno::INVAL) => end,
-                Err(error) => return Err(error.into()),
-            };
-            (self.offset, self.data_end) = (data, hole);
-        }
-        let length = (self.data_end - self.offset).min(bytes_max as u64) as usize;
-        Ok((self.offset < end).then_some((self.offset, length)))
-    }
-
-    /// Appends a chunk that [`StageReader::next_chunk`] told of. What a file that shrank
-    /// meanwhile does not have is filled up, and the stamps will differ.
-    ///
-    /// # Errors
-    ///
-    /// The system's; `buffer` is as before.
-    ///
-    /// # Panics
-    ///
-    /// If the chunk is another one.
-    pub fn read_chunk(&mut self, length: usize, buffer: &mut Vec<u8>) -> io::Result<()> {
-        assert!(length as u64 <= self.data_end - self.offset, "a chunk that nobody told of");
-        let (file, offset, start) = (&self.file, self.offset, buffer.len());
-        append(buffer, length, |at, space| rustix::io::pread(file, space, offset + at as u64))?;
-        self.digest.update(offset, &buffer[start..]);
-        self.offset += length as u64;
-        Ok(())
-    }
-
-    /// Returns the [`StageDigest`] of the file, if all of it was read.
-    ///
-    /// # Errors
-    ///
-    /// Those of [`StageReader::next_chunk`].
-    pub fn digest(&mut self) -> io::Result<Option<[u8; 32]>> {
-        let is_read = self.next_chunk(0)?.is_none();
-        Ok(is_read.then(|| self.digest.finish(self.stamp.size)))
-    }
-
-    /// Begins anew with what the file is now.
-    ///
-    /// # Errors
-    ///
-    /// The system's; the file is to be given up.
-    pub fn restart(&mut self) -> io::Result<()> {
-        self.stamp = Stamp::of(&stat_fd(&self.file)?);
-        (self.offset, self.data_end) = (0, 0);
-        self.digest = StageDigest::default();
-        Ok(())
-    }
-
-    /// Returns whether the file is as it was at the beginning.
-    ///
-    /// # Errors
-    ///
-    /// The system's.
-    pub fn is_unchanged(&self) -> io::Result<bool> {
-        Ok(Stamp::of(&stat_fd(&self.file)?) == self.stamp)
-    }
-}
-
-/// Appends exactly `length` bytes: what `read` gives for a position and the space from there
-/// on, into memory that nobody wrote to before, and zeros if it ends early. Returns whether
-/// it did not.
-fn append(
-    buffer: &mut Vec<u8>,
-    length: usize,
-    mut read: impl FnMut(usize, SpareCapacity<'_, u8>) -> rustix::io::Result<usize>,
-) -> io::Result<bool> {
-    let start = buffer.len();
-    let end = start + length;
-    buffer.reserve(length);
-    let mut is_whole = true;
-    while is_whole && buffer.len() < end {
-        match read(buffer.len() - start, spare_capacity(buffer)) {
-            Ok(count) => is_whole = count > 0,
-            Err(Errno::INTR) => {}
-            Err(error) => {
-                buffer.truncate(start);
-                return Err(error.into());
-            }
-        }
-    }
-    // There may have been more space, and more in a file that grew.
-    buffer.resize(end, 0);
-    Ok(is_whole)
 }
 
 /// Returns what says, the first time, that an attribute of the entry at `path` is not mirrored:
@@ -504,7 +381,7 @@ fn opened_entry(
         _ => false,
     };
     Ok(Box::new(Opened {
-        entry: Entry { kind, metadata: metadata(&stat, xattrs) },
+        entry: Entry { kind, metadata: metadata_of(&stat, xattrs) },
         identity: identity_of(&stat),
         ctime: timestamp(stat.stx_ctime),
         links: stat.stx_nlink,
@@ -523,7 +400,7 @@ fn opened_directory(
     let stat = stat_fd(&fd)?;
     let xattrs = read_xattrs(&fd, left_out)?;
     Ok(Box::new(Opened {
-        entry: Entry { kind: Kind::Directory, metadata: metadata(&stat, xattrs) },
+        entry: Entry { kind: Kind::Directory, metadata: metadata_of(&stat, xattrs) },
         identity: identity_of(&stat),
         ctime: timestamp(stat.stx_ctime),
         links: 1,
@@ -617,16 +494,6 @@ fn has_holes(stat: &Statx, size: u64, file: &OwnedFd) -> io::Result<bool> {
 
 fn holder(stat: &Statx) -> Holder {
     Holder { identity: identity_of(stat), mtime: timestamp(stat.stx_mtime) }
-}
-
-fn metadata(stat: &Statx, xattrs: Vec<crate::model::Xattr>) -> Metadata {
-    Metadata {
-        mode: u32::from(stat.stx_mode) & 0o7777,
-        uid: stat.stx_uid,
-        gid: stat.stx_gid,
-        mtime: timestamp(stat.stx_mtime),
-        xattrs,
-    }
 }
 
 #[cfg(test)]

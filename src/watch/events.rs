@@ -48,6 +48,7 @@ impl Watch {
         }
         // Events of a descriptor that was removed a moment ago still come.
         let Some(directory) = self.nodes.by_watch(event.watch) else { return };
+        self.touch(directory);
         if event.name.is_empty() {
             return self.handle_self_event(directory, mask);
         }
@@ -89,9 +90,14 @@ impl Watch {
             }
             self.dirty_place(&place, What::CONTENT);
         } else if mask.contains(EventMask::CLOSE_WRITE) {
-            self.unsettled.settle(&place);
             self.created.remove(&place);
-            self.dirty_written(&place, What::CONTENT);
+            let mut unsettled = std::mem::take(&mut self.unsettled);
+            let size = || self.stat_of(&place).map_or(0, |stat| stat.stx_size);
+            let at_once = unsettled.close(&place, now, size);
+            self.unsettled = unsettled;
+            if at_once {
+                self.dirty_written(&place, What::CONTENT);
+            }
         } else if mask.contains(EventMask::MODIFY) {
             if !self.unsettled.touch(place.clone(), now) {
                 self.dirty_written(&place, What::CONTENT);
@@ -170,6 +176,7 @@ impl Watch {
             let other = self.nodes.detach(to.directory, &to.name);
             for (node, place) in [(node, &to), (other, &from)] {
                 if let Some(node) = node {
+                    self.touch(node);
                     self.attach_or_drop(node, place);
                 }
             }
@@ -186,6 +193,7 @@ impl Watch {
             self.drop_node(displaced);
         }
         if let Some(node) = node {
+            self.touch(node);
             self.attach_or_drop(node, &to);
         }
         self.name_goes(&to);
@@ -196,7 +204,12 @@ impl Watch {
         }
         self.journal_move(Change::Rename { from: from_path, to: to_path });
         self.dirty_place(&from, What::CONTENT);
-        self.dirty_place(&to, What::ATTRIBUTES);
+        // A change that was still to be found in the directory that it left would not be.
+        let is_known = self.sweeps.is_empty()
+            && self.restart.is_none()
+            && !self.uncompared.contains(&from.directory)
+            && !self.unread.contains_key(&from.directory);
+        self.dirty_place(&to, if is_known { What::ATTRIBUTES } else { What::COMPARE });
         if is_directory {
             // Two halves that crossed with others can mislead; looking cannot.
             self.looks.push(Look::At(from));

@@ -16,7 +16,21 @@ impl Feed for Watch {
         self.records.pop_front().map(FeedEvent::Record)
     }
 
-    fn committed(&mut self, _position: Position) {}
+    fn committed(&mut self, position: Position) {
+        self.note_committed(position);
+    }
+
+    fn keep(&mut self, floor: Sequence, untold: &mut dyn FnMut() -> Vec<TreePath>) -> bool {
+        self.keep_on(floor, untold)
+    }
+
+    fn end(&mut self) {
+        self.end_catalog();
+    }
+
+    fn is_ending(&self) -> bool {
+        self.ends_catalog()
+    }
 
     fn start(&mut self, next: Sequence) {
         assert!(self.records.is_empty());
@@ -36,6 +50,7 @@ impl Feed for Watch {
             && self.created.is_empty()
             && !self.events_lost
             && self.recovery.is_none()
+            && self.restart.is_none()
     }
 
     fn poll_timeout(&self) -> Option<Instant> {
@@ -53,6 +68,12 @@ impl Feed for Watch {
             || self.searches_links()
         {
             next = self.started; // There is work now.
+        }
+        if self.restart.is_some() && self.halves.is_empty() {
+            next = self.started;
+        }
+        if let Some(due) = self.catalog_due() {
+            next = next.min(due);
         }
         if !self.unwatched.is_empty() {
             next = next.min(self.degraded_at);
@@ -149,6 +170,10 @@ impl Feed for Watch {
 
     fn mark(&mut self, path: &TreePath) {
         self.dirty(path.clone(), What::CONTENT);
+    }
+
+    fn tell_again(&mut self, path: &TreePath, what: What) {
+        self.dirty(path.clone(), what);
     }
 
     fn hold(&mut self) -> Option<String> {

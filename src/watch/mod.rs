@@ -13,15 +13,23 @@
 //!   short rest (`unsettled`).
 //! - The names of a multiply linked file become dirty together (`links`).
 //! - After an overflow only what changed is looked for (`overflow`).
+//!
+//! A restart is an overflow of which the directories are known from the catalog (`restart`), and in
+//! which each is compared with what the catalog has of it (`compare`). The catalog is kept while
+//! the tree is watched (`keep`).
 
+mod compare;
 mod events;
 mod feed;
 mod ghosts;
 mod held;
+mod keep;
 mod link_search;
 mod links;
+mod moves;
 mod nodes;
 mod overflow;
+mod restart;
 mod scan;
 mod unsettled;
 
@@ -40,6 +48,7 @@ use crate::tree::Root;
 use crate::tree::metadata::timestamp;
 use links::Links;
 use nodes::{NodeId, Nodes, Place, ROOT};
+pub use restart::RestartError;
 use unsettled::Unsettled;
 
 /// Longest time that the second half of a rename is waited for.
@@ -114,6 +123,12 @@ pub struct Watch {
     drains: u64,
     /// The walk that an overflow made necessary, while it goes on.
     recovery: Option<overflow::Recovery>,
+    /// What is known of a restart, until everything was compared with the catalog.
+    restart: Option<restart::Restart>,
+    /// Directories that are still to be compared with it.
+    uncompared: FxHashSet<NodeId>,
+    /// What a restart will go on from.
+    keeper: Option<keep::Keeper>,
     overflow_said: Option<Instant>,
     too_long_said: bool,
     long_name_said: bool,
@@ -183,6 +198,9 @@ impl Watch {
             overflowed: false,
             drains: 0,
             recovery: None,
+            restart: None,
+            uncompared: FxHashSet::default(),
+            keeper: None,
             overflow_said: None,
             too_long_said: false,
             long_name_said: false,
@@ -302,7 +320,17 @@ impl Watch {
                 break; // The other half of a rename is on its way, or its time runs out.
             }
             self.handle_created();
-            if self.looks.is_empty() && self.sweeps.is_empty() && !self.searches_links() {
+            let is_idle = self.looks.is_empty() && self.sweeps.is_empty() && !self.searches_links();
+            if is_idle && self.restart.is_some() {
+                if self.halves.is_empty() {
+                    self.finish_restart(deadline);
+                }
+                if self.restart.is_some() {
+                    break;
+                }
+                continue;
+            }
+            if is_idle {
                 self.clock = drained;
                 self.journals = true;
                 break;
@@ -399,6 +427,7 @@ impl Watch {
     fn dirty_place(&mut self, place: &Place, what: What) {
         let group: Vec<Place> = self.links.group_of(place).cloned().collect();
         for place in group.iter().chain([place]) {
+            self.touch(place.directory);
             if let Some(path) = self.path_of(place) {
                 self.dirty(path, what);
             }
@@ -416,6 +445,9 @@ impl Watch {
         }
         if self.is_too_long(&path) {
             return;
+        }
+        if let Some(restart) = &mut self.restart {
+            restart.note_dirty(&path, what);
         }
         match self.batch_index.get(&path) {
             Some(index) => self.batch[*index].1 |= what,
@@ -457,6 +489,9 @@ impl Watch {
 
     /// Journals a rename, behind what became dirty before it.
     fn journal_move(&mut self, change: Change) {
+        if let Some(restart) = &mut self.restart {
+            restart.note_move(&change);
+        }
         self.flush_batch();
         self.push_record(change);
     }
@@ -494,6 +529,7 @@ impl Watch {
             self.held.remove(&id);
             self.unwatched.remove(&id);
             self.unread.remove(&id);
+            self.uncompared.remove(&id);
             self.links.forget_directory(id, identity, self.clock);
         }
     }

@@ -6,10 +6,9 @@
 use std::collections::HashMap;
 
 use inotify::WatchDescriptor;
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 
-use crate::model::Identity;
-use crate::model::{Name, TreePath};
+use crate::model::{Identity, Name, Timestamp, TreePath};
 
 /// Number of a directory's node; never used again, so that what was queued for one that is gone
 /// does not hit another.
@@ -19,6 +18,9 @@ pub(super) struct NodeId(pub u64);
 /// The root's node, which never goes.
 pub(super) const ROOT: NodeId = NodeId(0);
 
+/// The device of directories of which nothing but their place is known. No real one has it.
+pub(super) const STRANGE: u64 = u64::MAX;
+
 /// One directory.
 #[derive(Debug)]
 pub(super) struct Node {
@@ -26,6 +28,11 @@ pub(super) struct Node {
     pub parent: NodeId,
     pub name: Box<[u8]>,
     pub identity: Identity,
+    /// When its inode came to be, which tells it from a later one of the same number; all zero
+    /// where the file system does not say.
+    pub birth: Timestamp,
+    /// Whether another file system, or another part of one, is mounted here.
+    pub is_mount: bool,
     /// `None` when the kernel had no room for a watch, or took it away.
     pub watch: Option<WatchDescriptor>,
     // The names come from local users, who must not be able to choose collisions: SipHash.
@@ -39,6 +46,8 @@ pub(super) struct Nodes {
     next: u64,
     by_watch: FxHashMap<i32, NodeId>,
     by_identity: FxHashMap<Identity, NodeId>,
+    /// Which directories came, moved or went, while that is noted.
+    moved: Option<FxHashSet<NodeId>>,
 }
 
 impl Nodes {
@@ -48,6 +57,8 @@ impl Nodes {
             parent: ROOT,
             name: Box::default(),
             identity: root,
+            birth: Timestamp::default(),
+            is_mount: false,
             watch: None,
             children: HashMap::new(),
         };
@@ -56,6 +67,7 @@ impl Nodes {
             next: 1,
             by_watch: FxHashMap::default(),
             by_identity: FxHashMap::from_iter([(root, ROOT)]),
+            moved: None,
         }
     }
 
@@ -131,12 +143,21 @@ impl Nodes {
     }
 
     /// Adds a directory; `identity` must be new, and nothing be known under the name.
-    pub fn insert(&mut self, parent: NodeId, name: &[u8], identity: Identity) -> NodeId {
+    pub fn insert(
+        &mut self,
+        parent: NodeId,
+        name: &[u8],
+        identity: Identity,
+        birth: Timestamp,
+        is_mount: bool,
+    ) -> NodeId {
         assert!(!self.by_identity.contains_key(&identity));
         assert!(self.child(parent, name).is_none());
-        let node =
-            Node { parent, name: name.into(), identity, watch: None, children: HashMap::new() };
+        let name_owned = name.into();
+        let (watch, children) = (None, HashMap::new());
+        let node = Node { parent, name: name_owned, identity, birth, is_mount, watch, children };
         let id = NodeId(self.next);
+        self.note_moved(id);
         self.next += 1;
         self.nodes.insert(id, node);
         self.by_identity.insert(identity, id);
@@ -155,12 +176,52 @@ impl Nodes {
         }
     }
 
+    /// Notes when the root's inode came to be.
+    pub fn set_root_birth(&mut self, birth: Timestamp) {
+        if let Some(root) = self.get_mut(ROOT) {
+            root.birth = birth;
+        }
+    }
+
     /// Forgets a watch that the kernel took away.
     pub fn forget_watch(&mut self, descriptor: i32) {
         let id = self.by_watch.remove(&descriptor);
         if let Some(node) = id.and_then(|id| self.get_mut(id)) {
             node.watch = None;
         }
+    }
+
+    /// Begins or ends to note which directories come, move or go, and returns those noted.
+    pub fn watch_moves(&mut self, on: bool) -> FxHashSet<NodeId> {
+        let moved = self.moved.take();
+        self.moved = on.then(FxHashSet::default);
+        moved.unwrap_or_default()
+    }
+
+    fn note_moved(&mut self, id: NodeId) {
+        if let Some(moved) = &mut self.moved {
+            moved.insert(id);
+        }
+    }
+
+    /// Gives a directory an identity that no other has: what has its own now is another one.
+    pub fn estrange(&mut self, id: NodeId) {
+        let Some(node) = self.nodes.get_mut(&id) else { return };
+        self.by_identity.remove(&node.identity);
+        node.identity = Identity { device: STRANGE, inode: id.0 };
+        self.by_identity.insert(node.identity, id);
+    }
+
+    /// Gives a directory the identity that it has now. Returns whether no other has it.
+    pub fn identify(&mut self, id: NodeId, identity: Identity) -> bool {
+        if self.by_identity.contains_key(&identity) {
+            return false;
+        }
+        let Some(node) = self.nodes.get_mut(&id) else { return false };
+        self.by_identity.remove(&node.identity);
+        node.identity = identity;
+        self.by_identity.insert(identity, id);
+        true
     }
 
     /// Takes a directory from its name; it keeps its path until it is attached or dropped.
@@ -172,6 +233,7 @@ impl Nodes {
     pub fn attach(&mut self, id: NodeId, parent: NodeId, name: &[u8]) {
         assert!(!self.is_above(id, parent), "a directory below itself");
         assert!(self.child(parent, name).is_none());
+        self.note_moved(id);
         if let Some(node) = self.get_mut(id) {
             node.parent = parent;
             node.name = name.into();
@@ -194,6 +256,7 @@ impl Nodes {
         let mut pending = vec![id];
         while let Some(id) = pending.pop() {
             let Some(node) = self.nodes.remove(&id) else { continue };
+            self.note_moved(id);
             pending.extend(node.children.values());
             self.by_identity.remove(&node.identity);
             if let Some(watch) = node.watch {

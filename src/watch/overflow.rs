@@ -1,16 +1,17 @@
-//! After events were lost, as when their queue overflowed: looking for what changed, and only for
-//! that.
+//! After events were lost, as when their queue overflowed, or nobody was there to hear them:
+//! looking for what changed, and only for that.
 
 use std::time::{Duration, Instant};
 
-use rustc_hash::FxHashSet;
-use rustix::fs::FileType;
+use rustc_hash::{FxHashMap, FxHashSet};
+use rustix::fs::{FileType, StatxAttributes};
 
-use super::nodes::{NodeId, Place, ROOT};
+use super::nodes::{NodeId, Place, ROOT, STRANGE};
+use super::restart::Restart;
 use super::scan::Look;
 use super::{Event, Watch};
-use crate::model::Identity;
-use crate::model::{Change, Timestamp, TreePath, What};
+use crate::model::{Change, Identity, Timestamp, TreePath, What};
+use crate::tree::metadata::timestamp;
 use crate::tree::reader::{is_absent, list_directory};
 use crate::tree::root::{identity_of, stat_at, stat_fd};
 
@@ -33,8 +34,18 @@ pub(super) struct Recovery {
 #[derive(Debug)]
 struct Met {
     identity: Identity,
+    birth: Timestamp,
+    is_mount_root: bool,
     parent: Identity,
     name: Vec<u8>,
+}
+
+impl Recovery {
+    /// Returns a walk for what changed since a moment.
+    pub(super) fn new(since: Timestamp, attempts: u32) -> Recovery {
+        let pending = vec![TreePath::root()];
+        Recovery { since, met: Vec::new(), pending, unread: Vec::new(), attempts }
+    }
 }
 
 /// Times that the walk is begun because renames came in meanwhile. Beyond, what they moved is
@@ -71,9 +82,9 @@ impl Watch {
                 1
             }
         };
-        let pending = vec![TreePath::root()];
-        self.recovery =
-            Some(Recovery { since, met: Vec::new(), pending, unread: Vec::new(), attempts });
+        self.abandon_catalog();
+        self.doubt_moves();
+        self.recovery = Some(Recovery::new(since, attempts));
     }
 
     /// Goes on with the walk, and at its end brings the nodes into agreement with the tree:
@@ -101,13 +112,18 @@ impl Watch {
             self.recovery = Some(recovery);
         } else {
             self.events_lost = false;
-            self.agree_with(&recovery);
+            let restart = self.restart.take();
+            let restart = self.agree_with(&recovery, restart);
+            self.restart = restart;
             self.sweeps.clear();
             self.sweeps.extend(self.nodes.ids().map(|id| (id, recovery.since)));
+            self.sort_sweeps();
         }
     }
 
-    fn agree_with(&mut self, recovery: &Recovery) {
+    /// Brings the nodes into agreement with what was met. At a restart, which is handed in and
+    /// back, what is new is known from here on, and what is lost is kept in mind.
+    fn agree_with(&mut self, recovery: &Recovery, mut restart: Option<Restart>) -> Option<Restart> {
         // Renames of which only a half was seen: those directories are found by identity.
         for half in std::mem::take(&mut self.halves) {
             let free = self.nodes.child(half.from.directory, &half.from.name).is_none();
@@ -119,29 +135,92 @@ impl Watch {
                 None => {}
             }
         }
+        // An inode number is given to the next one that is made: that is another directory.
+        for met in &recovery.met {
+            if let Some(node) = self.nodes.by_identity(met.identity)
+                && self.nodes.get(node).is_some_and(|known| known.birth != met.birth)
+            {
+                self.nodes.estrange(node);
+            }
+        }
+        let places: FxHashMap<Identity, &Met> = match restart {
+            Some(_) => recovery.met.iter().map(|met| (met.identity, met)).collect(),
+            None => FxHashMap::default(),
+        };
         let mut reached = FxHashSet::from_iter([ROOT]);
         for met in &recovery.met {
             let Some(parent) = self.nodes.by_identity(met.parent) else { continue };
+            if !reached.contains(&parent) {
+                continue; // What covers a directory is not in its place.
+            }
             let place = Place { directory: parent, name: met.name.clone() };
+            if let Some(covered) = self.nodes.child(parent, &met.name)
+                && let Some(known) = self.nodes.get(covered)
+                && known.identity.device != met.identity.device
+                && known.identity.device != STRANGE
+            {
+                self.hold_below(covered);
+                continue;
+            }
             if let Some(node) = self.nodes.by_identity(met.identity) {
                 self.relink(node, &place);
             }
-            match self.nodes.by_identity(met.identity) {
-                Some(node) => _ = reached.insert(node),
-                None => self.looks.push(Look::At(place)),
+            match (self.nodes.by_identity(met.identity), &restart) {
+                (Some(node), _) => _ = reached.insert(node),
+                (None, None) => self.looks.push(Look::At(place)),
+                (None, Some(_)) => {
+                    self.make_way(&place, &places, &reached);
+                    let is_mount = met.is_mount_root || met.identity.device != met.parent.device;
+                    let (identity, birth) = (met.identity, met.birth);
+                    let id = self.nodes.insert(parent, &met.name, identity, birth, is_mount);
+                    self.uncompared.insert(id);
+                    reached.insert(id);
+                }
             }
         }
         let unread = recovery.unread.iter().filter_map(|path| self.nodes.at(path.as_bytes()));
         let spared: Vec<NodeId> = self.held.keys().copied().chain(unread).collect();
-        let lost: Vec<NodeId> = self.nodes.ids().filter(|id| !reached.contains(id)).collect();
+        let lost = self.nodes.ids().filter(|id| {
+            !reached.contains(id) && !spared.iter().any(|spared| self.nodes.is_above(*spared, *id))
+        });
+        let lost: Vec<NodeId> = lost.collect();
+        if let Some(restart) = &mut restart {
+            lost.iter().for_each(|id| self.remember_lost(*id, restart));
+        }
         for id in lost {
-            if let Some(path) = self.nodes.path(id)
-                && !spared.iter().any(|spared| self.nodes.is_above(*spared, id))
-            {
+            if let Some(path) = self.nodes.path(id) {
                 self.dirty(path, What::CONTENT);
                 self.drop_node(id);
             }
         }
+        if let Some(restart) = &mut restart {
+            self.take_watches(restart);
+        }
+        restart
+    }
+
+    /// Sees to it that no directory is known at a place where a new one was met: what was there
+    /// goes to where it was met itself, or out of the way until that can be told. If it was met
+    /// nowhere it keeps its path, by which others are found to have moved out of it.
+    fn make_way(
+        &mut self,
+        place: &Place,
+        places: &FxHashMap<Identity, &Met>,
+        reached: &FxHashSet<NodeId>,
+    ) {
+        let Some(occupant) = self.nodes.child(place.directory, &place.name) else { return };
+        let identity = self.nodes.get(occupant).map(|node| node.identity);
+        if let Some(met) = identity.and_then(|identity| places.get(&identity)) {
+            let parent = self.nodes.by_identity(met.parent);
+            let to = match parent.filter(|parent| reached.contains(parent)) {
+                Some(directory) => Place { directory, name: met.name.clone() },
+                None => Place { directory: ROOT, name: format!(".moving-{}", occupant.0).into() },
+            };
+            if parent == Some(to.directory) || self.identity_at(&to).is_none() {
+                self.relink(occupant, &to);
+            }
+        }
+        self.nodes.detach(place.directory, &place.name);
     }
 
     /// Lists the directories in one directory.
@@ -149,7 +228,10 @@ impl Watch {
         let opened = self.root.open_directory(path);
         let opened = opened.and_then(|fd| Ok((identity_of(&stat_fd(&fd)?), fd)));
         let (parent, fd) = match opened {
-            Ok(opened) => opened,
+            Ok((parent, fd)) => {
+                self.watch_early(parent, &fd);
+                (parent, fd)
+            }
             // It is gone, or somewhere else: what is below it counts as not met.
             Err(error) if is_absent(&error) => return,
             // The sweep that follows says so, and is repeated until it can be read.
@@ -172,7 +254,10 @@ impl Watch {
             };
             if FileType::from_raw_mode(stat.stx_mode.into()) == FileType::Directory {
                 let identity = identity_of(&stat);
-                recovery.met.push(Met { identity, parent, name: name.to_vec() });
+                let birth = timestamp(stat.stx_btime);
+                let is_mount_root = stat.stx_attributes.contains(StatxAttributes::MOUNT_ROOT);
+                let met = Met { identity, birth, is_mount_root, parent, name: name.to_vec() };
+                recovery.met.push(met);
                 recovery.pending.push(path.join(name));
             }
             Ok(())
@@ -200,6 +285,7 @@ impl Watch {
         };
         let occupant = self.nodes.child(to.directory, &to.name);
         let nested = self.nodes.is_above(node, to.directory)
+            || to_path.starts_with(&from_path)
             || occupant.is_some_and(|other| self.nodes.is_above(other, node));
         if nested {
             // Two directories changed places above and below each other. No one rename does

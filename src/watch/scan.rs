@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use inotify::WatchDescriptor;
 use rustc_hash::FxHashSet;
-use rustix::fs::{FileType, OFlags, Statx};
+use rustix::fs::{FileType, OFlags, Statx, StatxAttributes};
 
 use super::events::is_reserved;
 use super::nodes::{NodeId, Place, ROOT};
@@ -153,7 +153,7 @@ impl Watch {
     }
 
     /// As [`Watch::miss`], for the changes since a moment in a directory that is known.
-    fn miss_changes(
+    pub(super) fn miss_changes(
         &mut self,
         id: NodeId,
         since: Timestamp,
@@ -215,10 +215,17 @@ impl Watch {
             self.looks.push(look);
             return;
         }
+        let stat = stat_fd(&fd);
+        let birth = stat.as_ref().map(|stat| timestamp(stat.stx_btime)).unwrap_or_default();
+        let is_mount = stat.is_ok_and(|stat| self.is_mount(&stat, parent));
         let id = match name {
-            Some(name) => self.nodes.insert(parent, name, identity),
-            None => ROOT,
+            Some(name) => self.nodes.insert(parent, name, identity, birth, is_mount),
+            None => {
+                self.nodes.set_root_birth(birth);
+                ROOT
+            }
         };
+        self.touch(id);
         match watch {
             Ok(watch) => self.nodes.set_watch(id, watch),
             Err(error) => self.is_unwatched(id, &error),
@@ -255,6 +262,13 @@ impl Watch {
         }
     }
 
+    /// Returns whether a directory in `parent` is another file system's, or is mounted there.
+    pub(super) fn is_mount(&self, stat: &Statx, parent: NodeId) -> bool {
+        let device = self.nodes.get(parent).map(|parent| parent.identity.device);
+        stat.stx_attributes.contains(StatxAttributes::MOUNT_ROOT)
+            || device != Some(identity_of(stat).device)
+    }
+
     pub(super) fn add_watch(&mut self, fd: &OwnedFd) -> io::Result<WatchDescriptor> {
         // By its descriptor: no path can lead elsewhere, and none is too long.
         let path = format!("/proc/self/fd/{}/.", fd.as_raw_fd());
@@ -282,6 +296,14 @@ impl Watch {
         self.unwatched.insert(id);
     }
 
+    /// Has what is listed together in the catalog compared together.
+    pub(super) fn sort_sweeps(&mut self) {
+        if let Some(keeper) = &self.keeper {
+            let key = |(id, _): &(NodeId, Timestamp)| (keeper.listings.get(id).copied(), *id);
+            self.sweeps.make_contiguous().sort_by_cached_key(key);
+        }
+    }
+
     /// A directory is not where it is known to be, and nothing is queued.
     fn not_there(&mut self, id: NodeId) {
         if id == ROOT {
@@ -295,6 +317,9 @@ impl Watch {
     /// Looks through one directory for what changed since a moment, and for unknown or missing
     /// directories. What it finds are hints as events are, so nothing has to be checked.
     pub(super) fn sweep(&mut self, id: NodeId, since: Timestamp) {
+        if self.uncompared.contains(&id) {
+            return self.compare(id);
+        }
         let missed_since = self.unread.remove(&id);
         let Some(path) = self.nodes.path(id) else { return };
         let Some(identity) = self.nodes.get(id).map(|node| node.identity) else { return };
@@ -322,6 +347,7 @@ impl Watch {
         }
         // By its ctime: the mtime can be set back after a name was removed.
         if timestamp(stat.stx_ctime) >= since {
+            self.touch(id);
             self.dirty(path.clone(), What::CONTENT);
         }
         let (mut found, mut unread) = (Vec::new(), Vec::new());
@@ -381,6 +407,7 @@ impl Watch {
             {
                 // Written this moment, it may be half written: the event that says it is whole
                 // may be lost, or still to come.
+                self.touch(id);
                 let is_warm = timestamp(stat.stx_mtime) >= wall_clock().earlier_by_seconds(1);
                 if !is_warm || !self.unsettled.touch(place.clone(), Instant::now()) {
                     self.dirty_place(&place, What::CONTENT);

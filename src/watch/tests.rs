@@ -4,6 +4,8 @@
 //! - The pair of a rename need not be adjacent: `halves_that_are_not_adjacent_are_one_rename`,
 //!   `halves_that_come_in_two_turns_are_one_rename`.
 //! - Events of a descriptor that was removed still arrive: `events_of_a_removed_watch_tell_nothing`.
+//! - A file that is closed again and again is sent at a bounded rate:
+//!   `a_file_that_is_closed_again_and_again_is_told_at_a_bounded_rate`.
 //! - A file that stays open is sent at a bounded rate:
 //!   `a_file_that_never_rests_is_told_at_a_bounded_rate`.
 //! - A listing that finds a known directory elsewhere, with nothing queued, is believed (DESIGN
@@ -418,4 +420,30 @@ fn a_file_that_never_rests_is_told_at_a_bounded_rate() {
     // And once more after it rests.
     assert_eq!(unsettled.due(at(20_100)).len(), 1);
     assert!(unsettled.due(at(60_000)).is_empty());
+}
+
+/// As in a loop of open, write and close: each of these alone would be sent at once.
+#[test]
+fn a_file_that_is_closed_again_and_again_is_told_at_a_bounded_rate() {
+    let start = Instant::now();
+    let at = |ms: u64| start + Duration::from_millis(ms);
+    let place = Place { directory: ROOT, name: b"f".to_vec() };
+    for (size, at_once_max) in [(100, 32), (50 << 20, 2)] {
+        let mut unsettled = Unsettled::default();
+        let (mut at_once, mut told) = (0, 0);
+        for ms in 0..10_000 {
+            assert!(unsettled.touch(place.clone(), at(ms)));
+            at_once += usize::from(unsettled.close(&place, at(ms), || size));
+            told += unsettled.due(at(ms)).len();
+        }
+        assert!(at_once <= at_once_max, "{at_once} at once");
+        assert!((8..=11).contains(&told), "told {told} times in 10 s");
+        // And once more when it rests, as a whole file.
+        assert_eq!(unsettled.due(at(10_100)).len(), 1);
+        assert_eq!(unsettled.progress(&place), Progress::Finished);
+        // A second later it is a file like any other.
+        assert!(unsettled.touch(place.clone(), at(12_500)));
+        assert!(unsettled.close(&place, at(12_500), || size));
+        assert_eq!(unsettled.progress(&place), Progress::Finished);
+    }
 }

@@ -1,4 +1,5 @@
-//! Files that were written to and not closed: sent after a short rest, at a bounded rate.
+//! Files that were written to and not closed: sent after a short rest, at a bounded rate. So are
+//! files that are written and closed again and again, each time of which alone would be complete.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -14,6 +15,16 @@ const REST: Duration = Duration::from_millis(50);
 /// A file that never rests is sent this often.
 const AGE_MAX: Duration = Duration::from_secs(1);
 
+/// A file closed more often than this within [`AGE_MAX`] after writing is sent as if it stayed
+/// open: a file that is written without a pause must not take all of a link.
+const CLOSINGS_MAX: u32 = 32;
+
+/// As [`CLOSINGS_MAX`], for the content that these closings would send, in bytes.
+const CLOSINGS_BYTES_MAX: u64 = 16 << 20;
+
+/// Most files whose closings are counted, each for a while.
+const CLOSINGS_FILES_MAX: usize = 4096;
+
 /// Most files waited for; beyond, the oldest knowledge is given up by sending at once.
 const FILES_MAX: usize = 65_536;
 
@@ -26,6 +37,24 @@ pub(super) struct Unsettled {
     files: HashMap<Place, Times>,
     /// No file is due before this; `None` if none is waited for.
     earliest: Option<Instant>,
+    closings: HashMap<Place, Closings>,
+}
+
+/// How often a file was closed after writing of late.
+#[derive(Debug, Clone, Copy)]
+struct Closings {
+    /// What is counted is since then.
+    since: Instant,
+    count: u32,
+    bytes: u64,
+    /// Whether there were too many in the time before.
+    was_hot: bool,
+}
+
+impl Closings {
+    fn is_hot(self) -> bool {
+        self.count > CLOSINGS_MAX || (self.count > 1 && self.bytes > CLOSINGS_BYTES_MAX)
+    }
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -35,9 +64,13 @@ struct Times {
     burst: Option<(Instant, Instant)>,
     /// Whether the burst took so long that the file is sent as it is read.
     restless: bool,
+    /// Whether it was closed since it was last written to, and only its rate is bounded.
+    closed: bool,
 }
 
 impl Times {
+    const NONE: Times = Times { burst: None, restless: false, closed: false };
+
     fn due(self) -> Option<Instant> {
         self.burst.map(|(first, last)| (last + REST).min(first + AGE_MAX))
     }
@@ -54,11 +87,12 @@ impl Unsettled {
         if !self.has_room_for(&place) {
             return false;
         }
-        let times = self.files.entry(place).or_insert(Times { burst: None, restless: false });
+        let times = self.files.entry(place).or_insert(Times::NONE);
         match &mut times.burst {
             Some((_, last)) => *last = now,
-            None => *times = Times { burst: Some((now, now)), restless: false },
+            None => *times = Times { burst: Some((now, now)), ..Times::NONE },
         }
+        times.closed = false;
         self.earliest = self.earliest.into_iter().chain(times.due()).min();
         true
     }
@@ -66,7 +100,7 @@ impl Unsettled {
     /// Notes a file that is sent as it is, and perhaps is still being written.
     pub fn suspect(&mut self, place: Place) {
         if self.has_room_for(&place) {
-            self.files.entry(place).or_insert(Times { burst: None, restless: false });
+            self.files.entry(place).or_insert(Times::NONE);
         }
     }
 
@@ -76,6 +110,35 @@ impl Unsettled {
             self.files.retain(|_, times| times.burst.is_some());
         }
         self.files.len() < FILES_MAX || self.files.contains_key(place)
+    }
+
+    /// Notes that a file was closed after writing; `size` tells how long it is. Returns whether it
+    /// is to be sent at once; else it was closed too often of late, and is due in its time.
+    pub fn close(&mut self, place: &Place, now: Instant, size: impl FnOnce() -> u64) -> bool {
+        if self.closings.len() >= CLOSINGS_FILES_MAX && !self.closings.contains_key(place) {
+            self.closings.retain(|_, closings| now < closings.since + AGE_MAX);
+            if self.closings.len() >= CLOSINGS_FILES_MAX {
+                self.closings.clear();
+            }
+        }
+        let fresh = Closings { since: now, count: 0, bytes: 0, was_hot: false };
+        let closings = self.closings.entry(place.clone()).or_insert(fresh);
+        let age = now.saturating_duration_since(closings.since);
+        if age >= AGE_MAX {
+            *closings = Closings { was_hot: age < 2 * AGE_MAX && closings.is_hot(), ..fresh };
+        }
+        closings.count += 1;
+        if closings.count > 1 && !closings.was_hot && !closings.is_hot() {
+            closings.bytes = closings.bytes.saturating_add(size());
+        }
+        if !closings.was_hot && !closings.is_hot() || !self.touch(place.clone(), now) {
+            self.settle(place);
+            return true;
+        }
+        if let Some(times) = self.files.get_mut(place) {
+            times.closed = true;
+        }
+        false
     }
 
     /// Forgets a file, which was closed or removed. Returns whether its rest was waited for.
@@ -102,6 +165,7 @@ impl Unsettled {
     /// Forgets everything in directories that are gone. Returns the files whose rest was waited
     /// for.
     pub fn forget_directories(&mut self, gone: &FxHashSet<NodeId>) -> Vec<Place> {
+        self.closings.retain(|place, _| !gone.contains(&place.directory));
         if self.files.is_empty() {
             return Vec::new();
         }
@@ -125,6 +189,8 @@ impl Unsettled {
             times.burst = (!rested).then_some((now, last));
             times.restless = !rested;
         }
+        // What is closed and at rest is whole.
+        self.files.retain(|_, times| times.burst.is_some() || !times.closed);
         self.earliest = self.files.values().filter_map(|times| times.due()).min();
         due
     }
@@ -142,6 +208,12 @@ impl Unsettled {
     /// Returns the files, wherever their names are known.
     pub fn places(&self) -> impl Iterator<Item = &Place> {
         self.files.keys()
+    }
+
+    /// Returns the files whose rest is waited for, so that their last change is not told.
+    pub fn waiting(&self) -> impl Iterator<Item = &Place> {
+        let waiting = self.files.iter().filter(|(_, times)| times.burst.is_some());
+        waiting.map(|(place, _)| place)
     }
 
     /// Returns a moment before which nothing is due.

@@ -14,6 +14,7 @@
 //! is ever believed.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use super::message::{Item, Message};
 use crate::model::limits::{FRAME_BYTES_MAX, FRAME_BYTES_TARGET};
@@ -138,6 +139,9 @@ pub fn encode_message(message: &Message) -> Vec<u8> {
 pub struct ItemsFrame {
     bytes: Vec<u8>,
 }
+
+/// A frame as it goes out, be it to one connection or to many.
+pub type EncodedFrame = Arc<Vec<u8>>;
 
 impl Default for ItemsFrame {
     fn default() -> Self {

@@ -4,7 +4,10 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::{Entry, Epoch, Name, NodeId, Sequence, Timestamp, TreeId, TreePath, Watermarks};
+use crate::model::{
+    DirectoryDigest, Entry, Epoch, Lacks, Name, NodeId, Sequence, Timestamp, TreeId, TreePath,
+    Watermarks,
+};
 
 /// The protocol versions that this program speaks, oldest and newest.
 pub const VERSIONS: Versions = Versions { oldest: 1, newest: 1 };
@@ -70,6 +73,39 @@ pub enum Message {
         /// Which file.
         stage: StageId,
     },
+    /// From the downstream: the answer to an [`Item::Digest`], in the order in which those came.
+    Compared {
+        /// Which range.
+        range: RangeId,
+        /// What is there, unless it is equal.
+        differs: Option<Differs>,
+    },
+}
+
+/// Names a range of directories that are compared, unique within a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct RangeId(pub u64);
+
+/// The directories that a downstream has where a digest was not the same.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Differs {
+    /// All that it has, in the order of the walk, from the beginning of the range.
+    pub directories: Vec<Listed>,
+    /// Whether they are all of the range; else the part of it after the last of them is to be
+    /// compared by another digest.
+    pub is_whole: bool,
+}
+
+/// A directory of a [`Differs`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Listed {
+    /// How many bytes its path has in common with the one before, from their beginning.
+    pub shared: u32,
+    /// The rest of its path.
+    #[serde(with = "serde_bytes")]
+    pub rest: Vec<u8>,
+    /// Its digest; `None` if a part of it could not be read.
+    pub digest: Option<DirectoryDigest>,
 }
 
 /// What a downstream says first.
@@ -90,6 +126,8 @@ pub struct DownstreamHello {
     pub trusted_node: Option<NodeId>,
     /// Whether its tree has nothing in it.
     pub empty: bool,
+    /// What it cannot hold.
+    pub lacks: Lacks,
 }
 
 /// What an upstream answers.
@@ -229,6 +267,23 @@ pub enum Item {
     Unfinished {
         /// Which file.
         path: TreePath,
+    },
+    /// The directories of a part of the tree have this digest here; compare. Each is answered by
+    /// a [`Message::Compared`].
+    Digest {
+        /// Names the range in the answer; these rise.
+        range: RangeId,
+        /// The subtree that is compared.
+        path: TreePath,
+        /// The range begins after this directory, in the order of a walk; at `path` if `None`.
+        after: Option<TreePath>,
+        /// It ends with this one.
+        through: TreePath,
+        /// How many entries it has here.
+        entries: u64,
+        /// The [`range_digest`](crate::model::survey::range_digest) of the directories; `None` if
+        /// one of them could not be read.
+        digest: Option<[u8; 32]>,
     },
 }
 

@@ -4,8 +4,11 @@ pub mod frame;
 pub mod message;
 pub mod url;
 
-pub use frame::{Frame, FrameDecoder, FrameError, FrameKind, ItemsFrame, encode_message};
+pub use frame::{
+    EncodedFrame, Frame, FrameDecoder, FrameError, FrameKind, ItemsFrame, encode_message,
+};
 pub use message::{
-    Content, DownstreamHello, Item, Message, Plan, Refusal, StageId, UpstreamHello, Versions,
+    Content, Differs, DownstreamHello, Item, Listed, Message, Plan, RangeId, Refusal, StageId,
+    UpstreamHello, Versions,
 };
 pub use url::{HostPort, Url, UrlError};

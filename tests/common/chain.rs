@@ -294,7 +294,7 @@ impl Chain {
         let sent = self.node(up).role().poll_transmit(link, now);
         match sent {
             Ok(Some(frame)) => {
-                self.edges[node].down.push_back(frame);
+                self.edges[node].down.push_back(frame.to_vec());
                 true
             }
             Ok(None) => false,
@@ -393,7 +393,7 @@ impl Chain {
         let Some((_, link)) = self.edges[node].link else { return };
         let now = Instant::now();
         while let Some(frame) = self.node(node).role().poll_transmit(link, now).unwrap() {
-            self.edges[node].back.push_back(frame);
+            self.edges[node].back.push_back(frame.to_vec());
         }
     }
 

@@ -3,7 +3,7 @@
 use std::os::fd::BorrowedFd;
 use std::time::Instant;
 
-use mirror::model::{Identity, Position, Sequence, Timestamp, TreePath};
+use mirror::model::{Identity, Position, Sequence, Timestamp, TreePath, What};
 use mirror::role::{Confirmation, Feed, FeedEvent, Progress, SourceFeed};
 use mirror::watch::Watch;
 
@@ -71,6 +71,18 @@ impl<M: Meddler> Feed for Meddled<M> {
     }
     fn mark(&mut self, path: &TreePath) {
         self.watch.mark(path)
+    }
+    fn tell_again(&mut self, path: &TreePath, what: What) {
+        self.watch.tell_again(path, what)
+    }
+    fn keep(&mut self, floor: Sequence, untold: &mut dyn FnMut() -> Vec<TreePath>) -> bool {
+        self.watch.keep(floor, untold)
+    }
+    fn end(&mut self) {
+        self.watch.end()
+    }
+    fn is_ending(&self) -> bool {
+        self.watch.is_ending()
     }
     fn hold(&mut self) -> Option<String> {
         self.watch.hold()

@@ -365,6 +365,8 @@ fn read_xattrs(
         let mirrored = [&b"user."[..], b"trusted.", b"system.posix_acl_"];
         if !mirrored.iter().any(|prefix| xattr.starts_with(prefix))
             && xattr != b"security.capability"
+            // How xfs shows root the ACLs a second time.
+            || xattr.starts_with(b"trusted.SGI_ACL_")
         {
             continue;
         }

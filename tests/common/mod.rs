@@ -9,6 +9,7 @@ pub mod feed;
 pub mod judge;
 pub mod live;
 pub mod machine;
+pub mod node;
 pub mod operations;
 pub mod pair;
 pub mod process;

@@ -59,6 +59,11 @@ impl Proxy {
         }
     }
 
+    /// Forwards to another port on loopback from now on; what is connected stays so.
+    pub fn redirect(&self, upstream: u16) {
+        *self.shared.upstream.lock().expect("no panic") = upstream;
+    }
+
     /// Turns new connections away, or no longer.
     pub fn refuse(&self, refuse: bool) {
         self.shared.refusing.store(refuse, Relaxed);

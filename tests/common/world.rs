@@ -222,7 +222,7 @@ impl World {
         self.source.handle_timeout(now).unwrap();
         match self.source.poll_transmit(link, now) {
             Ok(Some(frame)) => {
-                self.down.push_back(frame);
+                self.down.push_back(frame.to_vec());
                 true
             }
             Ok(None) => false,
@@ -266,7 +266,7 @@ impl World {
         }
         sink.handle_timeout(now).unwrap();
         while let Some(frame) = sink.poll_transmit(link, now).unwrap() {
-            self.up.push_back(frame);
+            self.up.push_back(frame.to_vec());
         }
         moved
     }

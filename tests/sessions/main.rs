@@ -11,12 +11,14 @@
 //! | Need: compared, answered, translated | `a_need_has_its_subtree_sent_and_is_answered`, `a_need_follows_the_renames_that_were_on_their_way` |
 //! | superseding | `a_state_that_was_sent_supersedes_earlier_records`, `attributes_do_not_supersede_content`, `no_state_supersedes_past_a_rename` |
 //! | a file on its way covers its records | `a_file_on_its_way_is_not_staged_twice`, `a_name_that_a_commit_does_not_send_is_read_again` |
-//! | a rename during a comparison marks both ends | `a_rename_during_a_comparison_has_both_ends_compared` |
+//! | a rename during a comparison marks both ends | `a_rename_during_a_comparison_has_both_ends_compared`, and in `digests.rs` |
+//! | reconcile by digests | `digests.rs` |
 //! | I3: what never rests | `a_big_file_that_never_rests_is_sent_as_read_and_once_more` |
 //! | I7: needs are bounded | `too_many_needs_become_one_for_everything` |
 
 #[path = "../common/mod.rs"]
 mod common;
+mod digests;
 mod given;
 
 use std::time::{Duration, Instant};
@@ -64,6 +66,7 @@ fn hello(marks: Option<(u64, u64)>) -> DownstreamHello {
         trusted_until: Timestamp::default(),
         trusted_node: None,
         empty: watermarks.is_none(),
+        lacks: Lacks::NOTHING,
     }
 }
 
@@ -100,8 +103,8 @@ impl Session {
         Sequence(self.journal.len() as u64)
     }
 
-    fn message(&mut self, message: Message) -> Option<Message> {
-        let state = SourceState {
+    fn state(&self) -> SourceState {
+        SourceState {
             tree: TreeId(1),
             chain: vec![NodeId(1)],
             epoch: Epoch { id: EPOCH, parent: None },
@@ -109,7 +112,11 @@ impl Session {
             head: self.head(),
             clock: Timestamp::default(),
             relayed: None,
-        };
+        }
+    }
+
+    fn message(&mut self, message: Message) -> Option<Message> {
+        let state = self.state();
         self.sender.handle_message(message, &state, &self.renames, self.now).unwrap()
     }
 
@@ -351,7 +358,7 @@ fn a_need_has_its_subtree_sent_and_is_answered() {
     let job = session.job().unwrap();
     assert_eq!((&job.path, job.what), (&path("d"), What::CONTENT));
     assert!(matches!(job.origin, Origin::Walk(_)));
-    session.sender.visit(&job.origin, vec![path("d/a"), path("d/b")]);
+    session.sender.visit(&job, vec![path("d/a"), path("d/b")], vec![]);
     assert!(session.finish(job));
     assert_eq!(session.sender.poll_through(Timestamp::default()), None, "not all was sent");
     assert_eq!(session.paths(), [path("d/a"), path("d/b")]);
@@ -503,7 +510,7 @@ fn a_walk_goes_on_past_big_files_and_takes_turns_with_them() {
     let root = session.job().unwrap();
     let names: Vec<String> = (0..=TRANSFERS_MAX).map(|number| format!("big-{number}")).collect();
     let children = names.iter().map(String::as_str).chain(["x", "y"]).map(path).collect();
-    session.sender.visit(&root.origin, children);
+    session.sender.visit(&root, children, vec![]);
     assert!(session.finish(root));
     let stages: Vec<StageId> = (0..TRANSFERS_MAX).map(|_| session.stage_next()).collect();
     session.begin();
@@ -557,7 +564,7 @@ fn another_name_of_a_big_file_that_waits_waits_as_well() {
     let names: Vec<String> = (0..=TRANSFERS_MAX).map(|number| format!("big-{number}")).collect();
     let other = format!("other-{TRANSFERS_MAX}");
     let children = names.iter().chain([&other]).map(|name| path(name)).collect();
-    session.sender.visit(&root.origin, children);
+    session.sender.visit(&root, children, vec![]);
     assert!(session.finish(root));
     let stages: Vec<StageId> = (0..TRANSFERS_MAX).map(|_| session.stage_next()).collect();
     session.begin();
@@ -603,7 +610,7 @@ fn a_rename_during_a_comparison_has_both_ends_compared() {
     session.begin();
     let root = session.job().unwrap();
     assert!(root.path.is_root());
-    session.sender.visit(&root.origin, vec![path("a"), path("b")]);
+    session.sender.visit(&root, vec![path("a"), path("b")], vec![]);
     assert!(session.finish(root));
     let job = session.job().unwrap();
     assert_eq!(job.path, path("a"));

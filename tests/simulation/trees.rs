@@ -3,6 +3,8 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
+use mirror::model::limits::INLINE_BYTES_MAX;
+use mirror::model::survey::{DirectoryHasher, walk_order};
 use mirror::model::*;
 use mirror::session::ReceiverState;
 use mirror::wire::*;
@@ -42,6 +44,40 @@ impl Tree {
         self.0.keys().filter(inside).filter_map(|known| known.name().map(<[u8]>::to_vec)).collect()
     }
 
+    /// The directories of a subtree, in the order of a walk.
+    pub fn directories(&self, path: &TreePath) -> VecDeque<TreePath> {
+        let is_directory = |(_, node): &(&TreePath, &Node)| **node == Node::Directory;
+        let below = self.0.iter().filter(is_directory).map(|(path, _)| path.clone());
+        let mut all: Vec<TreePath> = below.chain([TreePath::root()]).collect();
+        all.retain(|known| known.starts_with(path));
+        all.sort_by(|one, other| walk_order(one.as_bytes(), other.as_bytes()));
+        all.into()
+    }
+
+    /// Digests a directory, and shows the files in it.
+    pub fn survey(
+        &self,
+        path: TreePath,
+        mut glance: impl FnMut(&TreePath, &[u8], Glance),
+    ) -> Surveyed {
+        let metadata =
+            Metadata { mode: 0, uid: 0, gid: 0, mtime: Timestamp::default(), xattrs: Vec::new() };
+        let mut hasher = DirectoryHasher::new(Lacks::NOTHING, metadata.clone());
+        let names = self.children(&path);
+        for name in &names {
+            match self.get(&path.join(name)) {
+                Some(Node::File { version, changed_at }) => {
+                    let kind = Kind::Regular { size: size_of(version) };
+                    hasher.entry(name, &kind, metadata.clone());
+                    let ctime = Timestamp { seconds: changed_at, nanoseconds: 0 };
+                    glance(&path, name, Glance { linked: None, ctime, is_regular: true });
+                }
+                _ => hasher.directory(name),
+            }
+        }
+        Surveyed { path, digest: Some(hasher.finish()), entries: names.len() as u64 }
+    }
+
     /// Everything but when it changed.
     pub fn content(&self) -> BTreeMap<TreePath, Option<u64>> {
         let version = |node: &Node| match node {
@@ -59,6 +95,8 @@ pub struct Home {
     pub journal: Vec<Record>,
     pub renames: RenameIndex,
     pub version: u64,
+    /// Versions that were moved with a directory above them, which does not change their time.
+    pub carried: BTreeSet<u64>,
 }
 
 impl Home {
@@ -83,6 +121,46 @@ impl Home {
             let sequence = self.head().next();
             self.renames.push(&Record::new(sequence, change.clone()));
             self.journal.push(Record::new(sequence, change));
+        }
+    }
+
+    /// Lets users change the tree while nobody watches. What differs at a path afterwards, or may
+    /// differ from what a downstream has there, has a time of change that says so: to find what was
+    /// moved with a directory takes more than times.
+    pub fn operate_unseen(&mut self, random: &mut fastrand::Rng, now: i64) {
+        self.drain();
+        let before = self.tree.content();
+        for _ in 0..random.usize(..12) {
+            self.operate(random, now);
+        }
+        self.events.clear();
+        let carried = std::mem::take(&mut self.carried);
+        for (path, node) in &mut self.tree.0 {
+            if let Node::File { version, changed_at } = node
+                && (before.get(path) != Some(&Some(*version)) || carried.contains(version))
+            {
+                *changed_at = now;
+            }
+        }
+    }
+
+    /// Puts what was taken at `from` where it is moved to. A file's time of change tells of that,
+    /// and those of the files below a directory do not.
+    fn put_moved(
+        &mut self,
+        taken: Vec<(TreePath, Node)>,
+        from: &TreePath,
+        to: &TreePath,
+        now: i64,
+    ) {
+        for (path, node) in &taken {
+            if let (Node::File { version, .. }, true) = (node, path != from) {
+                self.carried.insert(*version);
+            }
+        }
+        self.tree.put(taken, from, to);
+        if let Some(Node::File { changed_at, .. }) = self.tree.0.get_mut(to) {
+            *changed_at = now;
         }
     }
 
@@ -131,7 +209,7 @@ impl Home {
                 }
                 self.tree.take(&to);
                 let taken = self.tree.take(&path);
-                self.tree.put(taken, &path, &to);
+                self.put_moved(taken, &path, &to, now);
                 self.events.push_back(Change::Rename { from: path.clone(), to: to.clone() });
                 self.dirty(&path, What::CONTENT);
                 self.dirty(&to, What::ATTRIBUTES);
@@ -143,8 +221,8 @@ impl Home {
                     return;
                 }
                 let (a, b) = (self.tree.take(&path), self.tree.take(&other));
-                self.tree.put(a, &path, &other);
-                self.tree.put(b, &other, &path);
+                self.put_moved(a, &path, &other, now);
+                self.put_moved(b, &other, &path, now);
                 self.events.push_back(Change::Exchange { a: path.clone(), b: other.clone() });
                 self.dirty(&path, What::CONTENT);
                 self.dirty(&other, What::CONTENT);
@@ -196,7 +274,10 @@ impl Replica {
                     return needs;
                 }
                 let own = match self.tree.get(path) {
-                    Some(Node::File { version, .. }) => Some(version),
+                    Some(Node::File { version, .. }) => {
+                        let size = size_of(version);
+                        Some(version).filter(|_| entry.kind == Kind::Regular { size })
+                    }
                     _ => None,
                 };
                 let version = match content {
@@ -235,7 +316,10 @@ impl Replica {
                 }
             }
             Item::StageAbort { stage } => _ = self.stages.remove(stage),
-            Item::Through { .. } | Item::Answered { .. } | Item::Unfinished { .. } => {}
+            Item::Through { .. }
+            | Item::Answered { .. }
+            | Item::Digest { .. }
+            | Item::Unfinished { .. } => {}
         }
         needs
     }
@@ -250,6 +334,11 @@ impl Replica {
         self.tree.0.insert(parent.clone(), Node::Directory);
         needs.push((parent, false));
     }
+}
+
+/// Every fifth version is big; that is all by which versions can be told apart but for content.
+pub fn size_of(version: u64) -> u64 {
+    if version.is_multiple_of(5) { INLINE_BYTES_MAX as u64 + 1 } else { 8 }
 }
 
 pub fn number(raw: &[u8]) -> u64 {

@@ -2,6 +2,7 @@
 
 mod initial;
 mod latency;
+mod reconcile;
 mod small_changes;
 
 use std::collections::BTreeSet;
@@ -40,17 +41,19 @@ pub fn warm_up(ground: &Ground) -> Result<(), String> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Phase {
     Initial,
+    Reconcile,
     Live,
 }
 
 impl Phase {
-    pub const ALL: [Phase; 2] = [Phase::Initial, Phase::Live];
+    pub const ALL: [Phase; 3] = [Phase::Initial, Phase::Reconcile, Phase::Live];
 
     /// Returns whether any of its measures was asked for.
     pub fn is_wanted(self, options: &Options) -> bool {
         const LIVE: [&str; 6] = ["memory", "idle", "latency", "rename", "big", "changes"];
         match self {
             Phase::Initial => options.wants("own") || options.wants("initial"),
+            Phase::Reconcile => options.wants("reconcile"),
             Phase::Live => LIVE.iter().any(|measure| options.wants(measure)),
         }
     }
@@ -65,6 +68,10 @@ pub fn run(
     options: &Options,
     table: &mut Table,
 ) -> Result<(), String> {
+    if phase == Phase::Reconcile {
+        let is_compared = matches!(tool, Tool::Mirror | Tool::Rsync);
+        return if is_compared { reconcile::reconcile(tool, ground, table) } else { Ok(()) };
+    }
     let is_live = matches!(tool, Tool::Mirror | Tool::Lsyncd);
     let is_initial = phase == Phase::Initial;
     if is_initial && (tool == Tool::Own || !is_live && options.wants("initial")) {
@@ -77,7 +84,7 @@ pub fn run(
     let mut live = initial_live(tool, ground, &dst, is_initial.then_some(&mut *table))?;
     check_equal(tool, &ground.src(), &dst, if run == 0 { Depth::Full } else { Depth::Metadata })?;
     let measured = match phase {
-        Phase::Initial => Ok(()),
+        Phase::Initial | Phase::Reconcile => Ok(()),
         Phase::Live => live_measures(&mut live, run, ground, &dst, options, table),
     };
     live.stop();

@@ -1,11 +1,13 @@
 //! Reading a batch of jobs into frames: the first half of "read, drain, use".
 
+mod digests;
 mod reading;
 
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
+pub(super) use digests::NumberedSurvey;
 use reading::Reading;
 
 use super::problems::Problems;

@@ -64,7 +64,7 @@ impl<F: Feed> Reading<'_, F> {
                 return self.commit(job, stage, *opened).map(Some);
             }
             if opened.entry.is_directory() {
-                let wants_names = job.what.covers(What::CONTENT);
+                let wants_names = job.what.covers(What::COMPARE);
                 let listed = if wants_names { self.reader.list(&opened)? } else { None };
                 if wants_names && listed.is_none() && attempt < READ_ATTEMPTS_MAX {
                     self.reader.forget();
@@ -184,11 +184,12 @@ impl<F: Feed> Reading<'_, F> {
             listed.retain(|(name, _)| !path.join(name).is_reserved());
         }
         if matches!(done.job.origin, Origin::Walk(_)) {
-            // Files first: the receiver builds a directory before it goes on to the next.
-            let files = listed.iter().filter(|(_, is_directory)| !is_directory);
-            let directories = listed.iter().filter(|(_, is_directory)| *is_directory);
-            let children = files.chain(directories).map(|(name, _)| path.join(name)).collect();
-            self.sender.visit(&done.job.origin, children);
+            let (mut files, mut directories) = (Vec::new(), Vec::new());
+            for (name, is_directory) in &listed {
+                let kind = if *is_directory { &mut directories } else { &mut files };
+                kind.push(path.join(name));
+            }
+            self.sender.visit(&done.job, files, directories);
         }
         self.names(&path, listed.into_iter().map(|(name, _)| name));
         Ok(done)

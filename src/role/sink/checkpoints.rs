@@ -46,10 +46,18 @@ impl Sink {
         }
         let Some(checkpoint) = self.checkpoint() else { return };
         let revision = self.state.revision();
-        let started = self.checkpointer.start(&self.replica, journal, checkpoint, revision, now);
+        let started = self.ensure_marker(&checkpoint).and_then(|()| {
+            self.checkpointer.start(&self.replica, journal, checkpoint, revision, now)
+        });
         if let Err(error) = started {
             self.say_checkpoint(Some(error.to_string()));
         }
+    }
+
+    /// Makes the marker that must be there before this checkpoint is.
+    pub(super) fn ensure_marker(&mut self, checkpoint: &Checkpoint) -> std::io::Result<()> {
+        let Some(marks) = checkpoint.watermarks else { return Ok(()) };
+        self.replica.ensure_marker(marks.moved)
     }
 
     pub(super) fn finish_checkpoint(&mut self) {

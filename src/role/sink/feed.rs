@@ -104,7 +104,8 @@ impl Sink {
             // A rename that was done and is not journaled, or the reverse, would be missed or done
             // twice; and what is applied must be journaled, or nobody would hear of it.
             reached.epoch == marks.epoch
-                && reached.moved.max(end.moved) == marks.moved
+                && reached.moved.max(end.moved) >= marks.moved
+                && end.moved <= marks.moved
                 && reached.applied >= marks.applied
         });
         if goes_on {
@@ -120,6 +121,7 @@ impl Sink {
             && let Some(marks) = &mut self.state.watermarks
         {
             // The process was killed, not the machine: what the journal says was in place still is.
+            marks.moved = marks.moved.max(end.mark.watermarks.moved);
             marks.applied = end.mark.watermarks.applied;
         }
         if !goes_on {
@@ -181,6 +183,7 @@ impl Sink {
             | Item::StageData { .. }
             | Item::StageAbort { .. }
             | Item::Answered { .. }
+            | Item::Digest { .. }
             | Item::Unfinished { .. } => {}
         }
     }
@@ -230,7 +233,7 @@ impl Feed for Sink {
     fn committed(&mut self, _position: Position) {}
 
     fn start(&mut self, next: Sequence) {
-        // Behind a reset numbers begin anew, whatever the journal has that it throws away.
+        // One that begins the journal anew has said so already, and counts from there.
         if let Some(outlet) = &mut self.outlet
             && outlet.events.is_empty()
         {

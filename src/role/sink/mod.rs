@@ -1,6 +1,7 @@
 //! A sink: follows one upstream and makes a directory equal to its tree.
 
 mod checkpoints;
+mod comparing;
 mod feed;
 mod healing;
 mod link_names;
@@ -19,8 +20,9 @@ use super::checkpointer::Checkpointer;
 use super::{LinkError, LinkId, Peer, Received, Role, RoleError};
 use crate::model::limits::{BACKOFF_MS_MAX, BACKOFF_MS_MIN};
 use crate::session::{Receiver, ReceiverState};
+use crate::tree::Survey;
 use crate::tree::replica::{Place, Replica, Room};
-use crate::wire::{Frame, FrameKind, Item, Plan, Refusal, encode_message};
+use crate::wire::{EncodedFrame, Frame, FrameKind, Item, Plan, RangeId, Refusal, encode_message};
 
 /// Longest time for which directories' times and marks wait while the stream never pauses.
 const FLUSH_INTERVAL: Duration = Duration::from_millis(500);
@@ -41,6 +43,8 @@ pub struct Sink {
     /// The last reason for having no upstream, so that it is said once.
     unreachable: Option<String>,
     flush_at: Option<Instant>,
+    /// What is compared with the upstream's digests, for which range.
+    survey: Option<(RangeId, Survey)>,
     checkpointer: Checkpointer,
     /// Why the last checkpoint failed, as it was said.
     checkpoint_failure: Option<String>,
@@ -170,10 +174,13 @@ impl Role for Sink {
 
     fn handle_connected(&mut self, link: LinkId, _peer: Peer, now: Instant) {
         self.frames.clear();
+        self.survey = None;
         self.replica.begin_connection();
         if self.adopts && self.state.watermarks.is_none() {
             self.state.forget(); // Whatever it was a replica of, it becomes one of this.
         }
+        // What cannot be tried, on a disk that is full or read-only, is not known to be lacked.
+        self.state.lacks = self.replica.lacks().unwrap_or(self.state.lacks);
         let empty = self.state.watermarks.is_none() && self.replica.is_empty().unwrap_or(false);
         let (receiver, hello) = Receiver::new(&mut self.state, empty, now);
         self.link = Some((link, receiver));
@@ -213,6 +220,7 @@ impl Role for Sink {
             let flush_at = *self.flush_at.get_or_insert(now + FLUSH_INTERVAL);
             if now >= flush_at {
                 self.flush(now);
+                self.compare(now); // The stream may never pause.
             }
             return Ok(());
         }
@@ -236,8 +244,11 @@ impl Role for Sink {
         }
         self.adopts = false;
         self.received = (plan != Plan::Resume).then(Received::default);
-        let how =
-            if plan == Plan::Resume { "resuming by position" } else { "receiving the whole tree" };
+        let how = match plan {
+            Plan::Resume => "resuming by position",
+            Plan::Compare { .. } => "comparing the whole tree",
+            Plan::Full { .. } => "receiving the whole tree",
+        };
         tracing::info!("{}: {how}", self.path.display());
         Ok(())
     }
@@ -248,10 +259,11 @@ impl Role for Sink {
         if !waits {
             self.flush(now);
         }
+        self.compare(now);
         // What came with a problem is asked for as long as that takes, and not waited for here.
         let is_whole = self.state.needs().next().is_none() || !self.said.is_empty();
-        if self.state.watermarks.is_some() && is_whole {
-            self.received = None;
+        if self.state.watermarks.is_some() && is_whole && self.received.take().is_some() {
+            tracing::info!("{}: it is as its upstream's", self.path.display());
         }
         Ok(())
     }
@@ -265,15 +277,20 @@ impl Role for Sink {
         }
     }
 
-    fn poll_transmit(&mut self, link: LinkId, now: Instant) -> Result<Option<Vec<u8>>, LinkError> {
+    fn poll_transmit(
+        &mut self,
+        link: LinkId,
+        now: Instant,
+    ) -> Result<Option<EncodedFrame>, LinkError> {
         let Some((current, receiver)) = &mut self.link else { return Ok(None) };
         if *current != link {
             return Ok(None);
         }
         if let Some(frame) = self.frames.pop_front() {
-            return Ok(Some(frame));
+            return Ok(Some(frame.into()));
         }
-        Ok(receiver.poll_message(&mut self.state, now).as_ref().map(encode_message))
+        let message = receiver.poll_message(&mut self.state, now);
+        Ok(message.map(|message| encode_message(&message).into()))
     }
 
     fn handle_closed(&mut self, link: Option<LinkId>, reason: &str, now: Instant) {
@@ -289,6 +306,7 @@ impl Role for Sink {
         }
         self.link = None;
         self.received = None;
+        self.survey = None;
         self.flush_at = None;
         self.frames.clear();
         if self.unreachable.as_deref() != Some(reason) {
@@ -319,7 +337,7 @@ impl Role for Sink {
         if let Some((_, look_at)) = self.full {
             next = next.min(look_at);
         }
-        if self.has_trash {
+        if self.has_trash || self.may_compare() {
             next = next.min(self.started); // There is work now.
         }
         Some(next)
@@ -334,6 +352,7 @@ impl Role for Sink {
         {
             return Err(error);
         }
+        self.compare(now);
         self.look_for_room(now);
         if self.has_trash {
             self.has_trash = self.replica.empty_trash(TRASH_ENTRIES_MAX);
@@ -354,10 +373,13 @@ impl Role for Sink {
             receiver.handle_flushed(&mut self.state);
         }
         let Some(checkpoint) = self.checkpoint() else { return Ok(()) };
-        let saved =
-            rustix::fs::syncfs(self.replica.root()).map_err(|error| error.to_string()).and_then(
-                |()| checkpoint.save(self.replica.control()).map_err(|error| error.to_string()),
-            );
+        let saved = self
+            .ensure_marker(&checkpoint)
+            .and_then(|()| Ok(rustix::fs::syncfs(self.replica.root())?))
+            .map_err(|error| error.to_string())
+            .and_then(|()| {
+                checkpoint.save(self.replica.control()).map_err(|error| error.to_string())
+            });
         match saved {
             Ok(()) => {}
             Err(error) if self.replica.whereabouts() == Place::Stripped => {

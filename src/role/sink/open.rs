@@ -12,6 +12,7 @@ use super::Sink;
 use crate::journal::checkpoint::Checkpoint;
 use crate::model::TreePath;
 use crate::model::limits::BACKOFF_MS_MIN;
+use crate::model::path::CONTROL_NAME;
 use crate::session::ReceiverState;
 use crate::tree::replica::{Moved, Replica};
 
@@ -38,7 +39,7 @@ impl Sink {
             |error: &dyn std::fmt::Display| RoleError(format!("{}: {error}", path.display()));
         let node = load_node(&options.state_dir)?;
         // Looked at before anything is made in it.
-        let was_replica = path.join(".mirror").join("checkpoint").exists();
+        let was_replica = path.join(CONTROL_NAME).join("checkpoint").exists();
         if !was_replica && !options.adopt {
             refuse_foreign(&path)?;
         }
@@ -72,6 +73,14 @@ impl Sink {
                         state.durable = marks.applied;
                     }
                     Moved::Through(_) | Moved::Unknown => state.watermarks = None,
+                    Moved::Lost(reason) => {
+                        tracing::warn!(
+                            "{}: {reason}; how far it has come is unknown, so all of it is \
+                             compared",
+                            path.display()
+                        );
+                        state.watermarks = None;
+                    }
                 }
             }
             let renamed = state.watermarks.map(|marks| marks.moved)
@@ -98,6 +107,7 @@ impl Sink {
             backoff: Duration::from_millis(BACKOFF_MS_MIN),
             unreachable: None,
             flush_at: None,
+            survey: None,
             checkpointer,
             checkpoint_failure: None,
             said: BTreeMap::new(),
@@ -126,7 +136,7 @@ fn refuse_foreign(path: &std::path::Path) -> Result<(), RoleError> {
     for entry in entries {
         let entry = entry.map_err(fail)?;
         let name = entry.file_name();
-        let is_own = name == ".mirror";
+        let is_own = name == CONTROL_NAME;
         let is_empty_lost_found = name == "lost+found"
             && std::fs::read_dir(entry.path()).is_ok_and(|mut entries| entries.next().is_none());
         if is_own || is_empty_lost_found {
@@ -142,8 +152,13 @@ fn refuse_foreign(path: &std::path::Path) -> Result<(), RoleError> {
         return Ok(());
     }
     let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    let why = match path.join(CONTROL_NAME).is_dir() {
+        // Made before anything else is, so it may also be from before the first position.
+        true => "was no replica yet, or lost .mirror/checkpoint, which said so",
+        false => "never was a replica",
+    };
     Err(RoleError(format!(
-        "{}: it is not empty and never was a replica; a sink removes what its upstream does not \
+        "{}: it is not empty and {why}; a sink removes what its upstream does not \
          have: {}{more} would be lost. Choose an empty directory, or use --adopt to make this one \
          a replica and keep what is equal",
         path.display(),

@@ -5,6 +5,7 @@
 //! [`Receiver::handle_applied`]; when the tree was flushed, [`Receiver::handle_flushed`] lets
 //! the watermarks follow.
 
+mod ranges;
 mod state;
 
 use std::time::{Duration, Instant};
@@ -13,6 +14,8 @@ use crate::model::limits::*;
 use crate::model::{Change, Sequence, Timestamp, TreePath, Watermarks};
 use crate::wire::message::VERSIONS;
 use crate::wire::{DownstreamHello, Item, Message, Plan, Refusal, StageId, UpstreamHello};
+pub use ranges::Range;
+use ranges::Ranges;
 use state::Need;
 pub use state::ReceiverState;
 
@@ -26,6 +29,7 @@ pub struct Receiver {
     through: Option<(Sequence, Timestamp)>,
     /// Stages that were given up here, which the upstream is still to be told.
     given_up: Vec<StageId>,
+    ranges: Ranges,
     handled_bytes: u64,
     acked_bytes: u64,
     acked_marks: Option<(Sequence, Sequence, Sequence)>,
@@ -45,6 +49,7 @@ impl Receiver {
             moved: state.watermarks.map_or(Sequence(0), |marks| marks.moved),
             through: None,
             given_up: Vec::new(),
+            ranges: Ranges::default(),
             handled_bytes: 0,
             acked_bytes: 0,
             acked_marks: None,
@@ -56,9 +61,10 @@ impl Receiver {
             node: state.node,
             tree: state.tree,
             watermarks: state.watermarks,
-            trusted_until: state.trusted_until,
+            trusted_until: if empty { Timestamp::default() } else { state.trusted_until },
             trusted_node: state.trusted_node,
             empty,
+            lacks: state.lacks,
         };
         (receiver, Message::DownstreamHello(hello))
     }
@@ -179,6 +185,7 @@ impl Receiver {
                 state.revision += 1;
                 Ok(false)
             }
+            Item::Digest { .. } => self.ranges.handle_digest(item).map(|()| false),
             _ => Ok(true),
         }
     }
@@ -205,12 +212,16 @@ impl Receiver {
                 marks.moved = *sequence;
             }
             state.follow(change);
-            if self.is_reconciling(state) {
-                return; // The upstream compares both ends by itself.
-            }
         }
+        // During a reconcile the upstream compares both ends by itself. But what could not be moved
+        // there is not at its new end, and what is there instead may only look equal: size and time
+        // vouch for an entry where it was before. Who began with nothing has nothing like that.
+        let is_compared = change.is_some() && self.is_reconciling(state);
+        let is_full = matches!(self.plan, Some(Plan::Full { .. }));
         for (path, content) in needs {
-            state.need(path, content);
+            if !is_compared || content && !is_full {
+                state.need(path, content);
+            }
         }
     }
 
@@ -245,7 +256,8 @@ impl Receiver {
             Item::StageData { .. }
             | Item::StageAbort { .. }
             | Item::Through { .. }
-            | Item::Answered { .. } => need(path, true),
+            | Item::Answered { .. }
+            | Item::Digest { .. } => need(path, true),
         }
         // What is in the way may be another entry than the item's.
         need(path, false);
@@ -288,6 +300,9 @@ impl Receiver {
         self.plan?;
         if let Some(stage) = self.given_up.pop() {
             return Some(Message::StageAbort { stage });
+        }
+        if let Some(answer) = self.ranges.poll_answer() {
+            return Some(answer);
         }
         let moved = self.moved;
         let due = |need: &&mut Need| !need.asked && need.not_before.is_none_or(|at| at <= now);

@@ -3,7 +3,9 @@
 use std::time::{Duration, Instant};
 
 use crate::model::limits::*;
-use crate::model::{Change, Epoch, NodeId, Sequence, Timestamp, TreeId, TreePath, Watermarks};
+use crate::model::{
+    Change, Epoch, Lacks, NodeId, Sequence, Timestamp, TreeId, TreePath, Watermarks,
+};
 
 /// First and longest pause before what failed is asked for again.
 pub(super) const RETRY_MIN: Duration = Duration::from_secs(1);
@@ -34,6 +36,8 @@ pub struct ReceiverState {
     pub trusted_node: Option<NodeId>,
     /// Everything through this sequence is on stable storage.
     pub durable: Sequence,
+    /// What the replica cannot hold.
+    pub lacks: Lacks,
     /// What `trusted_until` becomes when nothing is missing any more.
     pub(super) trusted_next: Option<Timestamp>,
     /// Subtrees that are missing or wrong here.
@@ -70,6 +74,7 @@ impl ReceiverState {
             trusted_until: Timestamp::default(),
             trusted_node: None,
             durable: Sequence(0),
+            lacks: Lacks::NOTHING,
             trusted_next: None,
             needs: Vec::new(),
             need_next: 0,
@@ -84,7 +89,8 @@ impl ReceiverState {
 
     /// Forgets everything but who we are, to become a replica of whatever tree there is.
     pub fn forget(&mut self) {
-        *self = ReceiverState { revision: self.revision + 1, ..ReceiverState::new(self.node) };
+        let (revision, lacks) = (self.revision + 1, self.lacks);
+        *self = ReceiverState { revision, lacks, ..ReceiverState::new(self.node) };
     }
 
     /// Returns a number that changes whenever the needs do.

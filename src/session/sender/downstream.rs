@@ -75,9 +75,12 @@ impl Sender {
                     trusted_until = self.trusted_until.0;
                     let answers = &mut self.answers;
                     self.walks.retain(|(_, walk)| {
-                        answers.extend(walk.need);
+                        answers.extend(walk.need.filter(|id| answers.back() != Some(id)));
                         walk.need.is_none()
                     });
+                    let walks = &self.walks;
+                    let is_kept = |number| walks.iter().any(|(walk, _)| *walk == number);
+                    self.comparison.retain(is_kept);
                 }
                 if self.walks.len() > NEEDS_MAX * 2 || self.answers.len() > NEEDS_MAX * 16 {
                     return Err(Refusal::Protocol("too many needs at once".into()));
@@ -93,6 +96,10 @@ impl Sender {
             }
             Message::StageAbort { stage } => {
                 self.handle_given_up(stage);
+                Ok(None)
+            }
+            Message::Compared { range, differs } => {
+                self.handle_compared(range, differs)?;
                 Ok(None)
             }
             Message::DownstreamHello(_) => Err(Refusal::Protocol("a second hello".into())),
@@ -117,6 +124,7 @@ impl Sender {
             return Err(Refusal::Cycle(hello.node));
         }
         (self.hello_done, self.owes_unfinished) = (true, true);
+        self.comparison.lacks = hello.lacks;
         // Another node's clock says nothing of the changes here.
         let is_here =
             hello.trusted_node.is_some() && hello.trusted_node.as_ref() == source.chain.last();

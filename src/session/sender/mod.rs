@@ -5,8 +5,10 @@
 //! of it, drains the watch, and hands the batch to [`Sender::finish_batch`], which says which
 //! of them must not be used. [`Sender::poll_through`] follows what was used.
 
+mod digests;
 mod downstream;
 mod job;
+mod shared;
 mod staging;
 mod window;
 
@@ -21,8 +23,11 @@ use crate::model::{
 };
 use crate::wire::{Content, DownstreamHello, Item, Message, Refusal};
 
-use super::walk::{Mode, Walk};
+use super::walk::{Mode, Reach, Walk};
+use digests::Comparison;
+pub use digests::SurveyTask;
 pub use job::{BatchJob, Job, Look, Origin, Outcome, Travel};
+pub use shared::Progress;
 use staging::{Transfer, TransferPhase};
 use window::Window;
 
@@ -100,6 +105,7 @@ pub struct Sender {
     records: VecDeque<Record>,
     walks: VecDeque<(u64, Walk)>,
     walk_next: u64,
+    comparison: Comparison,
     transfers: Vec<Transfer>,
     stage_next: u64,
     /// Big files that wait until fewer are staged.
@@ -113,6 +119,8 @@ pub struct Sender {
     batch_clock: Timestamp,
     /// The last mark sent; `None` while the downstream has no position.
     through_sent: Option<Sequence>,
+    /// The same, with this node's clock in it.
+    mark_sent: Option<(Sequence, Timestamp)>,
     /// The last record that a state may have told of that was sent.
     reached: Sequence,
     /// The same of the relay's tree from which is read, if it can be said.
@@ -146,6 +154,7 @@ impl Sender {
             records: VecDeque::new(),
             walks: VecDeque::new(),
             walk_next: 0,
+            comparison: Comparison::default(),
             transfers: Vec::new(),
             stage_next: 0,
             deferred: VecDeque::new(),
@@ -153,6 +162,7 @@ impl Sender {
             batch_head: Sequence(0),
             batch_clock: Timestamp::default(),
             through_sent: None,
+            mark_sent: None,
             reached: Sequence(0),
             relay_reached: None,
             is_relay: false,
@@ -192,6 +202,7 @@ impl Sender {
         for (_, walk) in &mut self.walks {
             walk.follow(change);
         }
+        self.follow_in_comparison(change);
         let (from, to) = change.ends()?;
         if reconciles {
             // The downstream may not have had what moved, or something else: both ends are
@@ -268,7 +279,16 @@ impl Sender {
         if self.deferred.len() >= DEFERRED_MAX {
             return None;
         }
-        while let Some(record) = self.records.pop_front() {
+        // What the downstream has to digest it digests before it hears of more.
+        let has_digests = self.digests.0 >= DIGEST_BYTES_MAX;
+        let waits = |record: &Record| {
+            has_digests
+                && matches!(&record.change, Change::Dirty { what, .. }
+                    if what.covers(What::COMPARE) && !what.covers(What::CONTENT))
+        };
+        while self.records.front().is_some_and(|record| !waits(record))
+            && let Some(record) = self.records.pop_front()
+        {
             let (path, what) = match &record.change {
                 Change::Dirty { path, what } => (path, what),
                 Change::Through(mark) => {
@@ -315,13 +335,13 @@ impl Sender {
     pub fn links_max(&self, job: &Job, identity: Identity) -> usize {
         let Origin::Walk(number) = job.origin else {
             // A content is for all of them; a name is known to be one by any other.
-            return if job.what.covers(What::CONTENT) { usize::MAX } else { 1 };
+            return if job.what.covers(What::COMPARE) { usize::MAX } else { 1 };
         };
         let walk = self.walks.iter().find(|(walk, _)| *walk == number).map(|(_, walk)| walk);
         // A walk of the whole tree sends each when it comes to it.
         let wants_all = walk.is_none_or(|walk| {
-            walk.need.is_some()
-                || walk.mode != Mode::Full && walk.may_be_first_name(identity, &job.path)
+            let sends_each = walk.mode == Mode::Full && walk.reach == Reach::Subtree;
+            walk.need.is_some() || !sends_each && walk.may_be_first_name(identity, &job.path)
         });
         if wants_all { usize::MAX } else { 0 }
     }
@@ -368,6 +388,13 @@ impl Sender {
             return Travel::As(Content::Keep, links);
         };
         if !job.what.covers(What::CONTENT) {
+            if job.what.covers(What::COMPARE) && size <= DIGEST_BYTES_MAX {
+                self.digests = (self.digests.0 + size, self.window.sent_bytes());
+                return Travel::Digest(links);
+            }
+            if job.what.covers(What::COMPARE) {
+                return self.stage(job, look);
+            }
             if !job.what.covers(What::NAME) {
                 return Travel::As(Content::Keep, links);
             }
@@ -387,16 +414,25 @@ impl Sender {
         self.stage(job, look)
     }
 
-    /// Has the children of a directory visited that a walk came to, right behind it and in this
-    /// order: the receiver builds a directory aside while its files come one after another.
-    /// Each is confirmed for itself, and if the directory comes again, so do they.
-    pub fn visit(&mut self, origin: &Origin, children: Vec<TreePath>) {
-        if let Origin::Walk(number) = origin
-            && let Some((_, walk)) = self.walks.iter_mut().find(|(walk, _)| walk == number)
-        {
-            for child in children.into_iter().rev() {
-                walk.push(child);
+    /// Has what is in a directory that a walk came to visited, as far as the walk goes: right
+    /// behind it, files first and in this order, for the receiver builds a directory aside while
+    /// its files come one after another. Each is confirmed for itself, and if the directory comes
+    /// again, so do they.
+    pub fn visit(&mut self, job: &Job, files: Vec<TreePath>, directories: Vec<TreePath>) {
+        let Origin::Walk(number) = job.origin else { return };
+        let Some((_, walk)) = self.walks.iter_mut().find(|(walk, _)| *walk == number) else {
+            return;
+        };
+        let directories = match walk.reach {
+            Reach::Digests => {
+                self.comparison.begin(number, &job.path);
+                return;
             }
+            Reach::Directory => Vec::new(),
+            Reach::Subtree => directories,
+        };
+        for child in files.into_iter().chain(directories).rev() {
+            walk.push(child);
         }
     }
 
@@ -494,15 +530,7 @@ impl Sender {
         if !self.hello_done || self.is_reconciling() {
             return None;
         }
-        let staged = self.transfers.iter().filter_map(|transfer| transfer.sequence);
-        let deferred = self.deferred.iter().filter_map(|job| match &job.origin {
-            Origin::Journal(record) => Some(record.sequence),
-            Origin::Again(sequence) => Some(*sequence),
-            Origin::Walk(_) | Origin::Commit(_) => None,
-        });
-        let held = staged.chain(deferred).min();
-        let cursor = self.cursor();
-        let through = held.map_or(cursor, |held| cursor.min(Sequence(held.0 - 1)));
+        let through = self.through();
         let (mut sequence, mut clock) = (through, clock);
         let mut reached = Some(self.reached.max(through));
         if self.is_relay {
@@ -514,7 +542,7 @@ impl Sender {
         if self.through_sent.is_some_and(|sent| sequence <= sent) {
             return None;
         }
-        self.through_sent = Some(sequence);
+        (self.through_sent, self.mark_sent) = (Some(sequence), Some((sequence, clock)));
         // Before anything is applied, 0 is acknowledged as well.
         if self.trusts.is_none() && sequence > Sequence(0) {
             self.trusts = Some((sequence, clock));
@@ -522,6 +550,19 @@ impl Sender {
         // All renames up to here were sent before the states that the mark follows.
         self.moved = self.moved.max(sequence);
         Some(Item::Through { sequence, clock, reached })
+    }
+
+    /// Returns through which place of the journal everything was sent.
+    fn through(&self) -> Sequence {
+        let staged = self.transfers.iter().filter_map(|transfer| transfer.sequence);
+        let deferred = self.deferred.iter().filter_map(|job| match &job.origin {
+            Origin::Journal(record) => Some(record.sequence),
+            Origin::Again(sequence) => Some(*sequence),
+            Origin::Walk(_) | Origin::Commit(_) => None,
+        });
+        let held = staged.chain(deferred).min();
+        let cursor = self.cursor();
+        held.map_or(cursor, |held| cursor.min(Sequence(held.0 - 1)))
     }
 
     /// Keeps a mark of the journal until everything before it was sent.
@@ -555,8 +596,11 @@ impl Sender {
     /// Has the subtree at `path` compared before the walk of the whole tree ends.
     fn mark(&mut self, path: &TreePath) {
         let mode = Mode::Compare { trusted_until: self.trusted_until.1 };
-        let is_mark =
-            |walk: &Walk| walk.need.is_none() && matches!(walk.mode, Mode::Compare { .. });
+        let is_mark = |walk: &Walk| {
+            walk.need.is_none()
+                && walk.reach != Reach::Directory
+                && matches!(walk.mode, Mode::Compare { .. })
+        };
         match self.walks.iter_mut().find(|(_, walk)| is_mark(walk)) {
             Some((_, walk)) if walk.will_visit(path) => {}
             Some((_, walk)) => walk.push(path.clone()),
@@ -577,14 +621,19 @@ impl Sender {
     }
 
     fn collect_answers(&mut self) {
-        let answers = &mut self.answers;
-        self.walks.retain(|(_, walk)| {
-            let done = walk.is_done();
-            if done && let Some(id) = walk.need {
-                answers.push_back(id);
+        let mut done = Vec::new();
+        let comparison = &self.comparison;
+        self.walks.retain(|(number, walk)| {
+            let is_done = walk.is_done() && !comparison.is_of(*number);
+            if is_done {
+                done.extend(walk.need);
             }
-            !done
+            !is_done
         });
+        // Digests may have made further walks of one need.
+        done.retain(|id| self.walks.iter().all(|(_, walk)| walk.need != Some(*id)));
+        done.dedup();
+        self.answers.extend(done);
     }
 
     /// Says that a frame of `bytes` was handed to the connection.

@@ -2,7 +2,7 @@
 
 use std::collections::{HashSet, VecDeque};
 
-use super::super::walk::Walk;
+use super::super::walk::{Reach, Walk};
 use super::{Job, Look, Origin, Sender, Travel};
 use crate::model::limits::*;
 use crate::model::{Change, Identity, Sequence, Timestamp, TreePath, What};
@@ -66,7 +66,7 @@ impl Sender {
         // change tells, and that only if it was in the past already.
         let is_same = (transfer.identity, transfer.ctime) == (look.identity, Some(look.ctime));
         if matches!(job.origin, Origin::Journal(_))
-            && job.what.covers(What::CONTENT)
+            && job.what.covers(What::COMPARE)
             && transfer.begun
             && !is_same
         {
@@ -123,7 +123,7 @@ impl Sender {
     /// walk of the whole tree comes to later, and then sends as names of the same file.
     pub fn commit_links(&self, identity: Identity, mut links: Vec<TreePath>) -> Vec<TreePath> {
         for (_, walk) in self.walks.iter().filter(|(_, walk)| walk.need.is_none()) {
-            if walk.has_name_of(identity) {
+            if walk.reach == Reach::Subtree && walk.has_name_of(identity) {
                 links.retain(|link| !walk.will_visit(link));
             }
         }

@@ -36,7 +36,8 @@ pub(super) fn item(item: &Item, raw_bytes: usize) -> Result<(), ApplyError> {
         Item::StageData { .. }
         | Item::StageAbort { .. }
         | Item::Through { .. }
-        | Item::Answered { .. } => Ok(()),
+        | Item::Answered { .. }
+        | Item::Digest { .. } => Ok(()),
     }
 }
 

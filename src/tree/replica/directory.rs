@@ -62,7 +62,8 @@ impl StagedDirectory {
             | Item::StageData { .. }
             | Item::StageAbort { .. }
             | Item::Through { .. }
-            | Item::Answered { .. } => true,
+            | Item::Answered { .. }
+            | Item::Digest { .. } => true,
         }
     }
 }
@@ -159,7 +160,8 @@ impl Replica {
         let parent = self.parent(path)?;
         let name = path.name().unwrap_or_default();
         self.touch(&parent, None).at(path, "keep the time of the directory of")?;
-        match self.place(Stage::Own, &staged.temporary, &parent, name) {
+        let placed = self.place_or_exchange(Stage::Own, &staged.temporary, &parent, name);
+        let exchanged = match placed {
             Err(error) if is_other_mount(&error) => {
                 // What is in it cannot move along: it must come again, into the new place.
                 self.discard(&staged.temporary);
@@ -169,11 +171,12 @@ impl Replica {
                 return Ok(());
             }
             placed => placed.at(path, "put into place")?,
-        }
+        };
         if mode_later {
             rustix::fs::fchmod(fd, Mode::from_raw_mode(wanted.mode)).at(path, "set the mode of")?;
         }
-        self.pending.know(path.as_bytes(), wanted.mtime, false);
+        // An exchange on xfs writes to the directories themselves that change their parents.
+        self.pending.know(path.as_bytes(), wanted.mtime, exchanged);
         self.bound_pending();
         Ok(())
     }

@@ -17,6 +17,7 @@
 mod check;
 mod directory;
 mod error;
+mod lacks;
 mod links;
 mod marker;
 mod names;
@@ -242,7 +243,8 @@ impl Replica {
 
     /// Applies one item, whose raw bytes are `raw`.
     ///
-    /// [`Item::Through`] and [`Item::Answered`] are for the caller and do nothing here.
+    /// [`Item::Through`], [`Item::Answered`] and [`Item::Digest`] are for the caller and do nothing
+    /// here.
     ///
     /// # Errors
     ///
@@ -330,7 +332,7 @@ impl Replica {
                 Ok(())
             }
             Item::Unfinished { path } => self.note_unfinished(path),
-            Item::Through { .. } | Item::Answered { .. } => Ok(()),
+            Item::Through { .. } | Item::Answered { .. } | Item::Digest { .. } => Ok(()),
         }
     }
 

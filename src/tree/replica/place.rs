@@ -62,12 +62,23 @@ impl Replica {
         parent: &Parent,
         name: &[u8],
     ) -> io::Result<()> {
+        self.place_or_exchange(stage, temporary, parent, name).map(drop)
+    }
+
+    /// As [`Replica::place`]; returns whether the two changed places for it.
+    pub(super) fn place_or_exchange(
+        &mut self,
+        stage: Stage,
+        temporary: &str,
+        parent: &Parent,
+        name: &[u8],
+    ) -> io::Result<bool> {
         let from = match stage {
             Stage::Own => self.stage.as_fd(),
             Stage::Beside => parent.fd.as_fd(),
         };
         match rustix::fs::renameat(from, temporary, &parent.fd, name) {
-            Ok(()) => return Ok(()),
+            Ok(()) => return Ok(false),
             // A kind of entry that cannot be renamed over the one that is there.
             Err(Errno::ISDIR | Errno::NOTDIR | Errno::NOTEMPTY | Errno::EXIST) => {}
             Err(error) => return Err(error.into()),
@@ -78,9 +89,10 @@ impl Replica {
             Ok(()) => {
                 self.forget_under(&parent.child(name));
                 match stage {
-                    Stage::Own => self.dispose(self.stage.as_fd(), temporary.as_bytes()),
-                    Stage::Beside => self.dispose(parent.fd.as_fd(), temporary.as_bytes()),
+                    Stage::Own => self.dispose(self.stage.as_fd(), temporary.as_bytes())?,
+                    Stage::Beside => self.dispose(parent.fd.as_fd(), temporary.as_bytes())?,
                 }
+                Ok(true)
             }
             // Not every file system can exchange: then there is a moment without the entry.
             Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
@@ -89,7 +101,8 @@ impl Replica {
                     Stage::Own => self.stage.as_fd(),
                     Stage::Beside => parent.fd.as_fd(),
                 };
-                Ok(rustix::fs::renameat(from, temporary, &parent.fd, name)?)
+                rustix::fs::renameat(from, temporary, &parent.fd, name)?;
+                Ok(false)
             }
             Err(error) => Err(error.into()),
         }

@@ -3,7 +3,7 @@
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
-use rustix::fs::RenameFlags;
+use rustix::fs::{RenameFlags, Statx};
 use rustix::io::Errno;
 
 use super::Replica;
@@ -12,7 +12,7 @@ use super::marker::{Mark, Note};
 use super::parents::{Parent, stat_if_present, unlink};
 use super::place::is_other_mount;
 use crate::model::{Sequence, TreePath};
-use crate::tree::metadata::file_type;
+use crate::tree::metadata::{file_type, timestamp};
 use crate::tree::root::identity_of;
 
 /// One end of a rename: its directory, if there is one, and what is there.
@@ -87,7 +87,7 @@ impl Replica {
                     self.owed.extend([(a.clone(), true), (b.clone(), true)]);
                     return Ok(());
                 }
-                self.swap((a, &parent_a), (b, &parent_b))
+                self.swap((a, &parent_a, &stat_a), (b, &parent_b, &stat_b))
             }
             (End { parent: Some(parent), stat: Some(_) }, _) => {
                 self.owed.push((a.clone(), true));
@@ -177,8 +177,8 @@ impl Replica {
 
     fn swap(
         &mut self,
-        (a, parent_a): (&TreePath, &Parent),
-        (b, parent_b): (&TreePath, &Parent),
+        (a, parent_a, stat_a): (&TreePath, &Parent, &Statx),
+        (b, parent_b, stat_b): (&TreePath, &Parent, &Statx),
     ) -> Result<(), ApplyError> {
         self.touch(parent_a, None).at(a, "keep the time of the directory of")?;
         self.touch(parent_b, None).at(b, "keep the time of the directory of")?;
@@ -193,6 +193,14 @@ impl Replica {
             Ok(()) => {
                 self.cached = None;
                 self.pending.exchange(a.as_bytes(), b.as_bytes());
+                // An exchange on xfs writes to the directories themselves that change their
+                // parents.
+                for (path, stat) in [(a, stat_b), (b, stat_a)] {
+                    if file_type(stat).is_dir() && parent_a.path != parent_b.path {
+                        self.pending.disturb_from(path.as_bytes(), timestamp(stat.stx_mtime));
+                    }
+                }
+                self.bound_pending();
                 Ok(())
             }
             // Mounts between the two, or a file system that cannot exchange: as the tree has

@@ -64,6 +64,13 @@ impl PendingTimes {
         }
     }
 
+    /// Marks the directory as disturbed, which had `mtime` before unless another is known for it.
+    pub(super) fn disturb_from(&mut self, path: &[u8], mtime: Timestamp) {
+        if !self.disturb(path, None) {
+            self.know(path, mtime, true);
+        }
+    }
+
     /// Remembers that the directory must have `mode` again, unless an older one is remembered.
     pub(super) fn lift(&mut self, path: &[u8], mode: u32) {
         self.entry(path).mode.get_or_insert(mode);

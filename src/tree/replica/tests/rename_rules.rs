@@ -210,7 +210,10 @@ fn a_rename_of_a_staged_directory_publishes_it_first() {
 #[test]
 fn the_marker_tells_a_rename_that_was_done() {
     let mut fixture = Fixture::new();
+    fixture.replica.ensure_marker(Sequence(5)).unwrap();
+    assert_eq!(marker_names(&fixture), ["moved-5-0"]);
     assert_eq!(fixture.replica.recover_moved(Sequence(5)).unwrap(), Moved::Through(Sequence(5)));
+    assert_eq!(fixture.replica.recover_moved(Sequence(4)).unwrap(), Moved::Unknown);
     fixture.file("f", b"x");
     fixture.done(rename(8, "f", "g"), b"");
     let mut fixture = fixture.reopen();
@@ -222,9 +225,33 @@ fn the_marker_tells_a_rename_that_was_done() {
     let mut fixture = fixture.reopen();
     let moved = fixture.replica.recover_moved(Sequence(5)).unwrap();
     assert!(matches!(moved, Moved::Through(Sequence(8)) | Moved::Unknown), "{moved:?}");
-    fixture.replica.forget_moved().unwrap();
-    let mut fixture = fixture.reopen();
-    assert_eq!(fixture.replica.recover_moved(Sequence(5)).unwrap(), Moved::Through(Sequence(5)));
+}
+
+#[test]
+fn a_marker_that_is_not_what_was_written_tells_nothing() {
+    let mut fixture = Fixture::new();
+    fixture.file("f", b"x");
+    fixture.done(rename(8, "f", "g"), b"");
+    let path = fixture.path(".mirror").join(&marker_names(&fixture)[0]);
+    let written = std::fs::read(&path).unwrap();
+    let tell = |fixture: Fixture| {
+        let mut fixture = fixture.reopen();
+        let told = match fixture.replica.recover_moved(Sequence(8)).unwrap() {
+            Moved::Lost(reason) => reason,
+            other => panic!("{other:?}"),
+        };
+        (fixture, told)
+    };
+    std::fs::write(&path, &written[..written.len() - 1]).unwrap();
+    let (fixture, told) = tell(fixture);
+    assert!(told.contains("moved-8-") && told.contains("damaged"), "{told}");
+    std::fs::rename(&path, fixture.path("away")).unwrap();
+    std::fs::write(&path, &written).unwrap();
+    let (fixture, told) = tell(fixture);
+    assert!(told.contains("moved-8-") && told.contains("copy"), "{told}");
+    std::fs::remove_file(&path).unwrap();
+    let (_, told) = tell(fixture);
+    assert!(told.contains("missing"), "{told}");
 }
 
 #[test]
@@ -250,8 +277,6 @@ fn a_marker_that_says_nothing_is_unknown() {
     let mut fixture = Fixture::new();
     fixture.apply(rename(8, "none", "g"), b"");
     let mut fixture = fixture.reopen();
-    assert_eq!(fixture.replica.recover_moved(Sequence(5)).unwrap(), Moved::Unknown);
-    std::fs::write(fixture.path(".mirror/moved-8-0"), b"garbage").unwrap();
     assert_eq!(fixture.replica.recover_moved(Sequence(5)).unwrap(), Moved::Unknown);
     assert_eq!(fixture.replica.recover_moved(Sequence(8)).unwrap(), Moved::Through(Sequence(8)));
 }
