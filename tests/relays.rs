@@ -185,6 +185,8 @@ fn a_sink_without_a_position_waits_while_its_relay_has_none() {
 fn a_relay_killed_between_a_rename_and_its_record_begins_its_journal_anew() {
     let directory = common::machine::scratch();
     let mut chain = Chain::quiet(directory.path());
+    // The checkpoint knows of the rename by its marker only.
+    chain.checkpoint_interval[B] = Duration::from_secs(3600);
     let src = chain.tree(A);
     fs::write(src.join("a"), "content").unwrap();
     chain.converge();
@@ -508,4 +510,30 @@ fn sizes_and_times_are_trusted_only_at_the_node_whose_clock_it_is() {
     });
     chain.re_parent(D, B);
     chain.converge();
+}
+
+/// What a journal names is in the tree after a crash of the process, and need not be after one of
+/// the machine; nor is it a position where something was missing.
+#[test]
+fn a_position_of_the_journal_counts_only_in_the_same_boot() {
+    for same_boot in [true, false] {
+        let directory = common::machine::scratch();
+        let mut chain = Chain::quiet(directory.path());
+        chain.checkpoint_interval[B] = Duration::from_secs(3600);
+        let src = chain.tree(A);
+        fs::write(src.join("a"), "first").unwrap();
+        chain.connect(B);
+        chain.run(&[B]);
+        fs::write(src.join("a"), "second").unwrap();
+        chain.run(&[B]);
+        let applied = chain.node(B).watermarks().unwrap().applied;
+        chain.kill(B);
+        if !same_boot {
+            chain.reboot(B);
+            fs::write(chain.tree(B).join("a"), "first").unwrap();
+        }
+        chain.open(B);
+        assert_eq!(chain.node(B).watermarks().unwrap().applied == applied, same_boot);
+        chain.converge();
+    }
 }
