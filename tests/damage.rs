@@ -49,8 +49,8 @@ const NEED_NOT_BE_SAID: &[(&str, &[Damage], &str)] = &[
     ),
     (
         "/#.segment",
-        &[Damage::Deleted],
-        "the last one is what a crash may cost, if it is not synced",
+        &[Damage::Deleted, Damage::Older],
+        "the last one, or its end, is what a crash may cost, if it is not synced",
     ),
     (
         "-state/tree",

@@ -440,6 +440,9 @@ fn a_part_replaces_no_whole_file_behind_a_relay() {
             chain.run(&[B]);
             chain.kill(B);
         }
+        for number in 0..6 {
+            fs::write(src.join(format!("{number}")), "comes first").unwrap();
+        }
         part.write_all(b"rt, not any more").unwrap();
         drop(part);
         fs::rename(src.join("part"), src.join("f")).unwrap();

@@ -309,12 +309,14 @@ impl Feed for Sink {
     }
 
     fn upstream(&self) -> Option<Standing> {
+        let receiver = self.link.as_ref().map(|(_, receiver)| receiver);
+        let receiver = receiver.filter(|receiver| receiver.is_running());
         let watermarks = self.state.watermarks;
         let known =
             self.state.epoch.or(watermarks.map(|marks| Epoch { id: marks.epoch, parent: None }));
         let outlet = self.outlet.as_ref();
         Some(Standing {
-            chain: self.state.chain.clone(),
+            chain: receiver.map(|_| self.state.chain.clone()),
             untold: outlet.map_or(0, |outlet| outlet.untold),
             epoch: known.filter(|_| outlet.is_some_and(|outlet| outlet.is_current)),
             moved: watermarks

@@ -19,7 +19,9 @@ use super::relay::Replay;
 use super::restart::{self, Again, Continued, Obstacle};
 use super::{Feed, FeedEvent, LinkId, RoleError, SourceFeed};
 use crate::journal::{Journal, JournalError};
-use crate::model::{Change, Epoch, Mark, Marks, NodeId, Position, RenameIndex, TreePath, What};
+use crate::model::{
+    Change, Epoch, EpochId, Mark, Marks, NodeId, Position, RenameIndex, TreePath, What,
+};
 use crate::session::{Relayed, SourceState};
 use crate::tree::{Reader, Root};
 use crate::watch::{Watch, WatchOptions};
@@ -43,12 +45,14 @@ pub struct Source<F> {
     /// Where in a relay's journal its upstream's positions are.
     marks: Marks,
     reader: Reader,
-    node: NodeId,
+    pub(super) node: NodeId,
     pub(super) downstreams: BTreeMap<LinkId, Downstream>,
     /// What is read for all downstreams that are level.
     lead: Option<Lead>,
-    /// The nodes above, the epoch, and what of unfinished files, as downstreams were told them.
-    pub(super) standing: Option<(Vec<NodeId>, Option<Epoch>, u64)>,
+    /// What downstreams must have been told of the nodes above, while that is known.
+    pub(super) above: Option<(Vec<NodeId>, EpochId)>,
+    /// The number by which a feed says that downstreams may not know of an unfinished file.
+    pub(super) parts_untold: u64,
     pub(super) problems: Problems,
     /// Most jobs that are read between two drains of the feed.
     batch_jobs_max: usize,
@@ -152,7 +156,8 @@ impl<F: SourceFeed> Source<F> {
             marks: replay.marks,
             reader,
             node,
-            standing: None,
+            above: None,
+            parts_untold: 0,
             lead: None,
             downstreams: BTreeMap::new(),
             problems: Problems::default(),
@@ -283,7 +288,7 @@ impl<F: SourceFeed> Source<F> {
                 mark: self.marks.last_if_whole().filter(|(_, mark)| is_reached(mark)),
                 after: None,
             });
-            (chain, epoch) = (standing.chain, standing.epoch?);
+            (chain, epoch) = (standing.chain.unwrap_or_default(), standing.epoch?);
         }
         chain.push(self.node);
         let (floor, head) = (self.journal.floor(), self.journal.committed());
