@@ -91,6 +91,8 @@ pub struct Standing {
     /// The nodes from the origin to the upstream; `None` while there is no connection to it, for
     /// the next one may lead elsewhere.
     pub chain: Option<Vec<NodeId>>,
+    /// Another number each time when downstreams may not know of an unfinished file.
+    pub untold: u64,
     /// What all the numbers belong to; `None` until the journal may be served, for it is not known
     /// yet how it goes on.
     pub epoch: Option<Epoch>,

@@ -47,9 +47,10 @@ impl Marks {
         self.marks.back().map(|(_, mark)| mark)
     }
 
-    /// Returns the last mark that downstreams may take for their own, and its place.
-    pub fn last_whole(&self) -> Option<(Sequence, Mark)> {
-        self.marks.iter().rfind(|(_, mark)| mark.is_whole).copied()
+    /// Returns the last mark, and its place, if downstreams may take it for their own. An earlier
+    /// one says nothing of a tree that lacks something now.
+    pub fn last_if_whole(&self) -> Option<(Sequence, Mark)> {
+        self.marks.back().filter(|(_, mark)| mark.is_whole).copied()
     }
 
     /// Returns after which place of the journal a replica goes on that has applied everything

@@ -64,7 +64,8 @@ impl Node {
 #[derive(Default)]
 pub struct Edge {
     pub up: usize,
-    link: Option<LinkId>,
+    /// The connection, as the upstream calls it and as the downstream does.
+    link: Option<(LinkId, LinkId)>,
     pub down: VecDeque<Vec<u8>>,
     pub back: VecDeque<Vec<u8>>,
     /// What came down since this was cleared last.
@@ -197,11 +198,11 @@ impl Chain {
         let up = self.edges[node].up;
         self.open(up);
         self.open(node);
-        self.links += 1;
-        let (link, now) = (LinkId(self.links), Instant::now());
-        self.edges[node].link = Some(link);
-        self.node(up).role().handle_connected(link, Peer::Downstream, now);
-        self.node(node).role().handle_connected(link, Peer::Upstream, now);
+        self.links += 2;
+        let (above, below, now) = (LinkId(self.links), LinkId(self.links + 1), Instant::now());
+        self.edges[node].link = Some((above, below));
+        self.node(up).role().handle_connected(above, Peer::Downstream, now);
+        self.node(node).role().handle_connected(below, Peer::Upstream, now);
         self.take_messages(node);
     }
 
@@ -211,9 +212,9 @@ impl Chain {
         edge.down.clear();
         edge.back.clear();
         let (up, now) = (edge.up, Instant::now());
-        let Some(link) = edge.link.take() else { return };
+        let Some((above, below)) = edge.link.take() else { return };
         self.cuts.push(reason.to_owned());
-        for end in [up, node] {
+        for (end, link) in [(up, above), (node, below)] {
             if let Some(end) = &mut self.nodes[end] {
                 end.role().handle_closed(Some(link), reason, now);
             }
@@ -284,7 +285,7 @@ impl Chain {
 
     /// Takes one frame that a node's upstream has for it.
     pub fn send(&mut self, node: usize) -> bool {
-        let Some(link) = self.edges[node].link else { return false };
+        let Some((link, _)) = self.edges[node].link else { return false };
         let (up, now) = (self.edges[node].up, Instant::now());
         self.node(up).role().handle_timeout(now).unwrap();
         if let Err(error) = self.node(up).role().check(link, now) {
@@ -303,7 +304,7 @@ impl Chain {
 
     /// Lets a node handle one frame, and takes what it has to say.
     pub fn deliver(&mut self, node: usize) -> bool {
-        let Some(link) = self.edges[node].link else { return false };
+        let Some((_, link)) = self.edges[node].link else { return false };
         let now = Instant::now();
         let frame = self.edges[node].down.pop_front();
         let moved = frame.is_some();
@@ -347,7 +348,7 @@ impl Chain {
 
     /// Lets a node handle one frame.
     fn handle(&mut self, node: usize, bytes: &[u8]) -> bool {
-        let Some(link) = self.edges[node].link else { return false };
+        let Some((_, link)) = self.edges[node].link else { return false };
         with_frame(bytes, |frame, _| match frame.kind {
             FrameKind::Message => {
                 if let Ok(Message::UpstreamHello(hello)) = frame.message() {
@@ -375,7 +376,7 @@ impl Chain {
 
     /// Lets the upstream of a node handle one message of it.
     pub fn answer(&mut self, node: usize) -> bool {
-        let Some(link) = self.edges[node].link else { return false };
+        let Some((link, _)) = self.edges[node].link else { return false };
         let Some(bytes) = self.edges[node].back.pop_front() else { return false };
         with_frame(&bytes, |frame, _| self.trace(node, format!("> {:?}", frame.message())));
         let (up, now) = (self.edges[node].up, Instant::now());
@@ -389,7 +390,7 @@ impl Chain {
     }
 
     fn take_messages(&mut self, node: usize) {
-        let Some(link) = self.edges[node].link else { return };
+        let Some((_, link)) = self.edges[node].link else { return };
         let now = Instant::now();
         while let Some(frame) = self.node(node).role().poll_transmit(link, now).unwrap() {
             self.edges[node].back.push_back(frame.to_vec());
@@ -409,7 +410,7 @@ impl Chain {
         assert!(!matches!(refusal, Refusal::Protocol(_)), "{refusal}");
         // What was sent before comes before.
         while self.random.bool() && self.deliver(node) {}
-        let Some(link) = self.edges[node].link else { return false };
+        let Some((_, link)) = self.edges[node].link else { return false };
         let bytes = encode_message(&Message::Bye(refusal.clone()));
         let role = self.nodes[node].as_mut().expect("it is running").role();
         let handled = with_frame(&bytes, |frame, length| {

@@ -19,6 +19,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 mod digests;
+mod forks;
 mod given;
 mod shared;
 

@@ -31,6 +31,10 @@ pub(super) struct Outlet {
     /// The number of the next record.
     next: Sequence,
     events: VecDeque<FeedEvent>,
+    /// Every rename through this is in the tree, also while all else in it is unknown.
+    moved: Sequence,
+    /// Counts what may have told of unfinished files that downstreams do not know.
+    untold: u64,
     /// What the last mark said.
     marked: Option<(Watermarks, Option<Sequence>, bool)>,
     /// The last record that was told of in the journal, if that can be said.
@@ -84,7 +88,7 @@ impl Outlet {
         self.events.clear();
         self.events.push_back(FeedEvent::Reset(position));
         (self.next, self.marked, self.reached) = (Sequence(1), None, None);
-        self.is_current = true;
+        (self.moved, self.is_current) = (position.sequence, true);
     }
 }
 
@@ -126,9 +130,22 @@ impl Sink {
         goes_on
     }
 
+    /// Looks at an item that is about to be applied. Until the upstream has told which files may be
+    /// parts, no rename may let one replace a whole file (I2). That holds for downstreams as well,
+    /// and they greet anew, which has them told.
+    pub(super) fn relay_untold(&mut self, item: &Item) {
+        let Some(outlet) = &mut self.outlet else { return };
+        let tells =
+            matches!(item, Item::Rename { .. } | Item::Exchange { .. } | Item::Unfinished { .. });
+        outlet.untold += u64::from(tells && self.replica.is_untold());
+    }
+
     /// Records what an item did that was just applied.
     pub(super) fn relay(&mut self, item: &Item) {
         let Some(outlet) = &mut self.outlet else { return };
+        if let Item::Rename { sequence, .. } | Item::Exchange { sequence, .. } = item {
+            outlet.moved = *sequence;
+        }
         match item {
             Item::Rename { sequence, from, to } => {
                 let change = Change::Rename { from: from.clone(), to: to.clone() };
@@ -297,13 +314,17 @@ impl Feed for Sink {
         let watermarks = self.state.watermarks;
         let known =
             self.state.epoch.or(watermarks.map(|marks| Epoch { id: marks.epoch, parent: None }));
-        let moved = receiver.map(|receiver| receiver.moved());
+        let outlet = self.outlet.as_ref();
         Some(Standing {
             chain: receiver.map(|_| self.state.chain.clone()),
-            epoch: known.filter(|_| self.outlet.as_ref().is_some_and(|outlet| outlet.is_current)),
-            moved: watermarks.map(|marks| marks.moved).or(moved).unwrap_or_default(),
+            untold: outlet.map_or(0, |outlet| outlet.untold),
+            epoch: known.filter(|_| outlet.is_some_and(|outlet| outlet.is_current)),
+            moved: watermarks
+                .map(|marks| marks.moved)
+                .or(outlet.map(|outlet| outlet.moved))
+                .unwrap_or_default(),
             applied: watermarks.map(|marks| marks.applied),
-            reached: self.outlet.as_ref().and_then(|outlet| outlet.reached),
+            reached: outlet.and_then(|outlet| outlet.reached),
             origin: self.state.origin,
         })
     }

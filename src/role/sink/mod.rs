@@ -83,6 +83,8 @@ impl Sink {
             received.entries += u64::from(matches!(item, Item::State { .. }));
             received.bytes += raw.len() as u64;
         }
+        self.relay_untold(item);
+        let Some((_, receiver)) = &mut self.link else { return Ok(()) };
         match self.replica.apply(item, raw) {
             Ok(applied) => {
                 receiver.handle_applied(&mut self.state, item, applied.needs);

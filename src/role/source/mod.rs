@@ -51,6 +51,8 @@ pub struct Source<F> {
     lead: Option<Lead>,
     /// What downstreams must have been told of the nodes above, while that is known.
     pub(super) above: Option<(Vec<NodeId>, EpochId)>,
+    /// The number by which a feed says that downstreams may not know of an unfinished file.
+    pub(super) parts_untold: u64,
     pub(super) problems: Problems,
     /// Most jobs that are read between two drains of the feed.
     batch_jobs_max: usize,
@@ -155,6 +157,7 @@ impl<F: SourceFeed> Source<F> {
             reader,
             node,
             above: None,
+            parts_untold: 0,
             lead: None,
             downstreams: BTreeMap::new(),
             problems: Problems::default(),
@@ -282,7 +285,7 @@ impl<F: SourceFeed> Source<F> {
                 applied: standing.applied,
                 reached: standing.reached,
                 origin: standing.origin,
-                mark: self.marks.last_whole().filter(|(_, mark)| is_reached(mark)),
+                mark: self.marks.last_if_whole().filter(|(_, mark)| is_reached(mark)),
                 after: None,
             });
             (chain, epoch) = (standing.chain.unwrap_or_default(), standing.epoch?);

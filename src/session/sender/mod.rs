@@ -66,7 +66,7 @@ pub struct Relayed {
     pub reached: Option<Sequence>,
     /// The origin's last record and clock, as far as they are known here.
     pub origin: (Sequence, Timestamp),
-    /// The last mark that a downstream may take for its own, and its place in the journal.
+    /// The last mark if a downstream may take it for its own, and its place in the journal.
     pub mark: Option<(Sequence, Mark)>,
     /// After which place of the journal the downstream goes on that greets, `None` if the journal
     /// does not have that.
@@ -403,6 +403,12 @@ impl Sender {
             }
         }
         if size <= INLINE_BYTES_MAX as u64 && !look.has_holes {
+            if look.is_linked && !matches!(job.origin, Origin::Walk(_)) {
+                // A walk that comes to another name of it must not send it as another file.
+                for (_, walk) in self.walks.iter_mut().filter(|(_, walk)| walk.need.is_none()) {
+                    walk.first_name(look.identity, &job.path);
+                }
+            }
             return Travel::Inline(links);
         }
         self.stage(job, look)
