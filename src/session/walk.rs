@@ -51,6 +51,8 @@ pub(super) struct Walk {
     members: BTreeSet<TreePath>,
     /// The first visited name of each file that has several.
     first_names: HashMap<Identity, TreePath>,
+    /// Whether a file with several names was told of besides: it may come to one of them.
+    pub is_overtaken: bool,
     /// Paths handed out whose outcome is not known yet.
     pub in_hand: usize,
 }
@@ -72,6 +74,7 @@ impl Walk {
             pending: VecDeque::new(),
             members: BTreeSet::new(),
             first_names: HashMap::new(),
+            is_overtaken: false,
             in_hand: 0,
         }
     }
@@ -100,6 +103,12 @@ impl Walk {
         self.members.remove(&path);
         self.in_hand += 1;
         Some(path)
+    }
+
+    /// Returns whether it sends each name of a file when it comes to it, to a downstream that has
+    /// nothing yet.
+    pub fn sends_each(&self) -> bool {
+        self.mode == Mode::Full && self.reach == Reach::Subtree
     }
 
     /// Returns whether nothing is left and nothing in hand.

@@ -213,3 +213,74 @@ fn a_session_that_falls_behind_the_rename_index_starts_over() {
     }
     assert_eq!(sent, count, "renames were left out");
 }
+
+/// Whatever else is asked for and told while the whole tree is on its way.
+#[test]
+fn names_of_one_file_stay_one_beside_a_walk() {
+    let names = ["a/old", "b/mid", "c/new"].map(|name| TreePath::new(name).unwrap());
+    for asked in 0..3 {
+        for polls in 0..14 {
+            let feed = Given { names: names.to_vec(), ..Given::default() };
+            let (scratch, mut source, _) = given_source(feed);
+            source.limit_batches(1);
+            let at = |name: &TreePath| scratch.path().join("root").join(name.to_string());
+            for directory in ["a", "b", "c"] {
+                std::fs::create_dir(scratch.path().join("root").join(directory)).unwrap();
+            }
+            std::fs::write(at(&names[0]), "x").unwrap();
+            std::fs::hard_link(at(&names[0]), at(&names[1])).unwrap();
+            std::fs::hard_link(at(&names[0]), at(&names[2])).unwrap();
+            let link = LinkId(1);
+            connect(&mut source, link, hello(None));
+            let mut items = Vec::new();
+            for _ in 0..polls {
+                items.extend(transmit_one(&mut source, link));
+            }
+            // A relay's replica has new content in new inodes.
+            names.iter().for_each(|name| std::fs::remove_file(at(name)).unwrap());
+            std::fs::write(at(&names[0]), "y").unwrap();
+            std::fs::hard_link(at(&names[0]), at(&names[1])).unwrap();
+            std::fs::hard_link(at(&names[0]), at(&names[2])).unwrap();
+            let (path, moved) = (names[asked].clone(), Sequence(0));
+            let need = Message::Need { id: 7, path, content: true, moved };
+            let mut decoder = FrameDecoder::default();
+            decoder.receive(&encode_message(&need));
+            let (frame, length) = decoder.next_frame().unwrap().unwrap();
+            if polls > 0 {
+                source.handle_frame(link, frame, length, Instant::now()).unwrap();
+            }
+            items.extend(transmitted(&mut source, link).1);
+            // What a downstream makes of it.
+            let (mut files, mut next) = (std::collections::BTreeMap::new(), 0);
+            for item in items {
+                let Item::State { path, content, links, entry, .. } = item else { continue };
+                if entry.is_directory() {
+                    continue;
+                }
+                if content == Content::Linked {
+                    let first = files[&links[0]];
+                    files.insert(path, first);
+                } else {
+                    next += 1;
+                    links.into_iter().chain([path]).for_each(|name| _ = files.insert(name, next));
+                }
+            }
+            let found: Vec<i32> = names.iter().map(|name| files[name]).collect();
+            assert!(found.iter().all(|file| *file == found[0]), "{asked} {polls}: {files:?}");
+        }
+    }
+}
+
+/// Returns the items of the next frame.
+fn transmit_one(source: &mut Source<Given>, link: LinkId) -> Vec<Item> {
+    let Some(bytes) = source.poll_transmit(link, Instant::now()).unwrap() else {
+        return Vec::new();
+    };
+    let mut decoder = FrameDecoder::default();
+    decoder.receive(&bytes);
+    let (frame, _) = decoder.next_frame().unwrap().unwrap();
+    match frame.kind {
+        FrameKind::Message => Vec::new(),
+        FrameKind::Items => frame.items().map(|item| item.unwrap().0).collect(),
+    }
+}

@@ -166,6 +166,10 @@ impl Sink {
                     _ => What::CONTENT,
                 };
                 outlet.dirty(path, what);
+                if *content != Content::Linked {
+                    // They may be names of another file by now than a downstream was told.
+                    links.iter().for_each(|name| outlet.dirty(name, What::NAME));
+                }
                 if !links.is_empty()
                     && let Ok(Some(stat)) = self.replica.stat(path)
                 {

@@ -338,10 +338,12 @@ impl Sender {
             return if job.what.covers(What::COMPARE) { usize::MAX } else { 1 };
         };
         let walk = self.walks.iter().find(|(walk, _)| *walk == number).map(|(_, walk)| walk);
-        // A walk of the whole tree sends each when it comes to it.
+        // A walk of the whole tree sends each when it comes to it, but for what was told before it
+        // came there; behind the first name, others are sent as names of the same.
         let wants_all = walk.is_none_or(|walk| {
-            let sends_each = walk.mode == Mode::Full && walk.reach == Reach::Subtree;
-            walk.need.is_some() || !sends_each && walk.may_be_first_name(identity, &job.path)
+            walk.need.is_some()
+                || (!walk.sends_each() || walk.is_overtaken)
+                    && walk.may_be_first_name(identity, &job.path)
         });
         if wants_all { usize::MAX } else { 0 }
     }
@@ -355,7 +357,12 @@ impl Sender {
         if is_regular && self.absorb(job, look) {
             return Travel::Absorbed;
         }
-        let links = look.links.to_vec();
+        if look.is_linked {
+            let others =
+                self.walks.iter_mut().filter(|(walk, _)| job.origin != Origin::Walk(*walk));
+            others.for_each(|(_, walk)| walk.is_overtaken = true);
+        }
+        let mut links = look.links.to_vec();
         if let Origin::Walk(number) = job.origin
             && let Some((_, walk)) = self.walks.iter_mut().find(|(walk, _)| *walk == number)
         {
@@ -370,6 +377,10 @@ impl Sender {
                 } else {
                     Travel::As(Content::Linked, vec![first])
                 };
+            }
+            if walk.need.is_none() && walk.sends_each() {
+                // What it has not come to is not there yet to be made a name of this file.
+                links.retain(|link| !walk.will_visit(link));
             }
             if let (Mode::Compare { trusted_until }, Kind::Regular { size }) =
                 (walk.mode, &look.entry.kind)
@@ -403,12 +414,6 @@ impl Sender {
             }
         }
         if size <= INLINE_BYTES_MAX as u64 && !look.has_holes {
-            if look.is_linked && !matches!(job.origin, Origin::Walk(_)) {
-                // A walk that comes to another name of it must not send it as another file.
-                for (_, walk) in self.walks.iter_mut().filter(|(_, walk)| walk.need.is_none()) {
-                    walk.first_name(look.identity, &job.path);
-                }
-            }
             return Travel::Inline(links);
         }
         self.stage(job, look)

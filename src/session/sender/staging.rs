@@ -121,7 +121,10 @@ impl Sender {
 
     /// Returns which of a staged file's other names its commit should send: not those that a
     /// walk of the whole tree comes to later, and then sends as names of the same file.
-    pub fn commit_links(&self, identity: Identity, mut links: Vec<TreePath>) -> Vec<TreePath> {
+    pub fn commit_links(&mut self, identity: Identity, mut links: Vec<TreePath>) -> Vec<TreePath> {
+        if !links.is_empty() {
+            self.walks.iter_mut().for_each(|(_, walk)| walk.is_overtaken = true);
+        }
         for (_, walk) in self.walks.iter().filter(|(_, walk)| walk.need.is_none()) {
             if walk.reach == Reach::Subtree && walk.has_name_of(identity) {
                 links.retain(|link| !walk.will_visit(link));
