@@ -1,0 +1,66 @@
+//! A tree of a million files in 50,000 directories: rate, memory, restart.
+
+use super::*;
+
+pub fn million(table: &mut Table) -> Outcome {
+    let entries = DIRECTORIES * (FILES + 1) + DIRECTORIES / 100 + 100_000;
+    // Blocks of 1 KiB, one for each file.
+    let size = entries as u64 * (1024 + 256) * 5 / 4 + (400 << 20);
+    let ground =
+        Ground::empty(size, size / 2, &["-b", "1024", "-I", "256", "-N", &entries.to_string()])?;
+    let src = ground.src();
+    let io = |error: std::io::Error| error.to_string();
+    fill(&src, 0..DIRECTORIES / 10, FILES, FILE_BYTES).map_err(io)?;
+    let (site, _, seconds) = initial(&ground)?;
+    let small_rate = (DIRECTORIES / 10 * FILES) as f64 / seconds;
+    drop(site);
+    fill(&src, DIRECTORIES / 10..DIRECTORIES, FILES, FILE_BYTES).map_err(io)?;
+    let (mut site, dst, seconds) = initial(&ground)?;
+    let rate = (DIRECTORIES * FILES) as f64 / seconds;
+    eprintln!("  {small_rate:.0} files/s of 100,000, {rate:.0} of 1,000,000");
+    table.add(Row::Million, Tool::Mirror, seconds);
+    table.add(Row::MillionRate, Tool::Mirror, rate / small_rate);
+    let mut peaks = peaks(&site);
+    check_equal(Tool::Mirror, &src, &dst, Depth::Metadata)?;
+    std::thread::sleep(CHECKPOINT_TIME);
+    let started = Instant::now();
+    site.terminate(&[SINK, SOURCE])?;
+    table.add(Row::MillionStop, Tool::Mirror, started.elapsed().as_secs_f64());
+    let started = Instant::now();
+    site.start(SOURCE);
+    site.start(SINK);
+    site.wait_said(SINK, RESUMING)?;
+    table.add(Row::MillionRestart, Tool::Mirror, started.elapsed().as_secs_f64());
+    // It does follow again.
+    Latencies::start(&src, &dst, "restarted")?.remove();
+    let again = self::peaks(&site);
+    eprintln!(
+        "  peaks of source and sink: {:.1} and {:.1} MB, restarted {:.1} and {:.1}",
+        peaks[0], peaks[1], again[0], again[1]
+    );
+    peaks.iter_mut().zip(again).for_each(|(peak, again)| *peak = peak.max(again));
+    table.add(Row::MillionSource, Tool::Mirror, peaks[0]);
+    table.add(Row::MillionSink, Tool::Mirror, peaks[1]);
+    settled_equal(Tool::Mirror, &src, &dst)
+}
+
+/// Returns a site with a sink whose first synchronisation has taken the seconds.
+fn initial(ground: &Ground) -> Result<(Site, PathBuf, f64), String> {
+    let dst = ground.new_dst()?;
+    let mut site = Site::new(&ground.src())?;
+    let upstream = site.node(SOURCE).url();
+    let sink = site.add(NodeRole::Sink, upstream, &dst);
+    let started = Instant::now();
+    site.synchronise(&[sink])?;
+    Ok((site, dst, started.elapsed().as_secs_f64()))
+}
+
+/// Returns the most memory that source and sink have had, in megabytes.
+fn peaks(site: &Site) -> [f64; 2] {
+    [SOURCE, SINK].map(|node| megabytes(site.usage(node).resident_bytes_max))
+}
+
+const SINK: usize = SOURCE + 1;
+const DIRECTORIES: usize = 50_000;
+const FILES: usize = 20;
+const FILE_BYTES: usize = 200;
