@@ -219,12 +219,14 @@ fn generate(root: &Path, files: usize) -> std::io::Result<()> {
     Ok(())
 }
 
-/// Makes `directories` below `root`, at most 100 side by side, with `files` in each, of noise.
+/// Makes `directories` below `root`, at most 100 side by side, with `files` in each: one of `part`
+/// has noise in it, the others are empty.
 pub fn fill(
     root: &Path,
     directories: Range<usize>,
     files: usize,
     bytes: usize,
+    part: usize,
 ) -> std::io::Result<()> {
     let mut rng = fastrand::Rng::with_seed(directories.start as u64);
     let mut noise = vec![0; bytes];
@@ -233,7 +235,8 @@ pub fn fill(
         fs::create_dir_all(&path)?;
         for number in 0..files {
             rng.fill(&mut noise);
-            fs::write(path.join(format!("file-{number:04}")), &noise)?;
+            let content = if number % part == 0 { &noise[..] } else { &[] };
+            fs::write(path.join(format!("file-{number:04}")), content)?;
         }
     }
     Ok(())

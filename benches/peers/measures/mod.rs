@@ -255,7 +255,7 @@ fn small_ground(replicas: usize, directories: usize, files: usize) -> Result<Gro
     // Half of the blocks are for what is replaced while it is still there.
     let size = entries as u64 * (2 * 4096 + 256) + (200 << 20);
     let ground = Ground::empty(size, size / 2, &["-N", &entries.to_string()])?;
-    let filled = fill(&ground.src(), 0..directories, files, FILE_BYTES);
+    let filled = fill(&ground.src(), 0..directories, files, FILE_BYTES, 1);
     filled.map_err(|error| error.to_string())?;
     Ok(ground)
 }

@@ -39,7 +39,7 @@ pub(super) fn moved(ground: &Ground, _: u64, _: &Options, table: &mut Table) -> 
     let (src, dst) = (ground.src(), ground.new_dst()?);
     let (before, after) = ("moved-from", "moved-to");
     let io = |error: std::io::Error| error.to_string();
-    fill(&src.join(before), 0..10, MOVED / 10, 4096).map_err(io)?;
+    fill(&src.join(before), 0..10, MOVED / 10, 4096, 1).map_err(io)?;
     let (mut site, proxy, _) = followed(&src, &dst)?;
     let inodes = |root: &Path| {
         let mut inodes = BTreeMap::new();
@@ -64,7 +64,8 @@ pub(super) fn moved(ground: &Ground, _: u64, _: &Options, table: &mut Table) -> 
     })?;
     table.add(Row::Moved, Tool::Mirror, started.elapsed().as_secs_f64());
     settled_equal(Tool::Mirror, &src, &dst)?;
-    table.add(Row::MovedWire, Tool::Mirror, (total_bytes(&proxy) - bytes) as f64 / 1024.0);
+    let each = (total_bytes(&proxy) - bytes) as f64 / MOVED as f64;
+    table.add(Row::MovedWire, Tool::Mirror, each);
     let inodes_after = inodes(&dst.join(after))?;
     let is_new = |(path, inode): &(&PathBuf, &u64)| inodes_before.get(*path) != Some(*inode);
     let new = inodes_after.iter().filter(is_new).count();
