@@ -122,8 +122,8 @@ impl Row {
 enum Bar {
     /// mirror at most so much.
     AtMost(Row, f64),
-    /// mirror at least so much.
-    AtLeast(Row, f64),
+    /// mirror at least so many times the other's.
+    AtLeast(Row, Tool, f64),
     /// mirror at most so many times the other's.
     Times(Row, Tool, f64),
     /// mirror's rate at least so much of the other's.
@@ -250,7 +250,7 @@ impl Table {
             Bar::AtMost(Row::OfflineWire, 1.25),
             // A fraction of what the records would take; it does not grow with them.
             Bar::AtMost(Row::OfflineMemory, 4.0),
-            Bar::AtLeast(Row::MillionRate, 0.8),
+            Bar::AtLeast(Row::MillionRate, Tool::Own, 0.8),
             Bar::AtMost(Row::MillionSource, 96.0),
             Bar::AtMost(Row::MillionSink, 32.0),
             Bar::AtMost(Row::MillionRestart, 8.0),
@@ -266,10 +266,10 @@ impl Table {
                 let text = format!("{}: {} ≤ {limit}", title(row), number(value));
                 Some((text, value <= limit))
             }
-            Bar::AtLeast(row, limit) => {
-                let value = self.median(row, Tool::Mirror)?;
-                let text = format!("{}: {} ≥ {limit}", title(row), number(value));
-                Some((text, value >= limit))
+            Bar::AtLeast(row, other, limit) => {
+                let ratio = self.median(row, Tool::Mirror)? / self.median(row, other)?;
+                let text = format!("{}: {ratio:.3} × {} ≥ {limit}", title(row), other.name());
+                Some((text, ratio >= limit))
             }
             Bar::Times(row, other, limit) => {
                 let ratio = self.median(row, Tool::Mirror)? / self.median(row, other)?;

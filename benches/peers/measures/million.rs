@@ -4,10 +4,9 @@ use super::*;
 
 pub fn million(table: &mut Table) -> Outcome {
     let entries = DIRECTORIES * (FILES + 1) + DIRECTORIES / 100 + 100_000;
-    // Blocks of 1 KiB, one for each file.
-    let size = entries as u64 * (1024 + 256) * 5 / 4 + (400 << 20);
-    let ground =
-        Ground::empty(size, size / 2, &["-b", "1024", "-I", "256", "-N", &entries.to_string()])?;
+    let blocks = DIRECTORIES * (1 + FILES.div_ceil(PART));
+    let size = (blocks as u64 * 4096 + entries as u64 * 256) * 5 / 4 + (400 << 20);
+    let ground = Ground::empty(size, size / 2, &["-N", &entries.to_string()])?;
     let src = ground.src();
     let io = |error: std::io::Error| error.to_string();
     fill(&src, 0..DIRECTORIES / 10, FILES, FILE_BYTES, PART).map_err(io)?;
@@ -63,7 +62,10 @@ fn initial(ground: &Ground) -> Result<(Site, PathBuf, f64), String> {
     let sink = site.add(NodeRole::Sink, upstream, &dst);
     let started = Instant::now();
     site.synchronise(&[sink])?;
-    Ok((site, dst, started.elapsed().as_secs_f64()))
+    let seconds = started.elapsed().as_secs_f64();
+    let [source_s, sink_s] = [SOURCE, sink].map(|node| site.usage(node).cpu_s);
+    eprintln!("  {seconds:.2} s, CPU of the source {source_s:.2}, of the sink {sink_s:.2} s");
+    Ok((site, dst, seconds))
 }
 
 /// Returns the most memory that source and sink have had, in megabytes.
