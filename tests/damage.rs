@@ -49,8 +49,18 @@ const NEED_NOT_BE_SAID: &[(&str, &[Damage], &str)] = &[
     ),
     (
         "/#.segment",
-        &[Damage::Deleted],
-        "the last one is what a crash may cost, if it is not synced",
+        &[Damage::Deleted, Damage::Older],
+        "the last one, or its end, is what a crash may cost, if it is not synced",
+    ),
+    (
+        "-state/tree",
+        &[Damage::Older],
+        "the epoch that it counts up to is the journal's all the same",
+    ),
+    (
+        "/catalog",
+        &[Damage::Older],
+        "more is told again from there, and that it is compared is said",
     ),
     // It is true, only older, as after a power cut: resuming from there is what it is for.
     ("/checkpoint", &[Damage::Older], "the replica goes on from there, which it says"),

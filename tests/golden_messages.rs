@@ -106,7 +106,7 @@ fn items() -> Vec<Item> {
         Item::StageOpen { stage, size: 1 << 33, path: path("big") },
         Item::StageData { stage, offset: 1 << 32, length: 262_144 },
         Item::StageAbort { stage },
-        Item::Through { sequence: Sequence(10), clock: mtime },
+        Item::Through { sequence: Sequence(10), clock: mtime, reached: Some(Sequence(300)) },
         Item::Answered { id: 11 },
         Item::Unfinished { path: path("a/b") },
     ]

@@ -3,6 +3,7 @@
 mod common;
 
 use std::fs;
+use std::time::{Duration, Instant};
 
 use common::judge::wait_equal;
 use common::node::{Node, NodeRole};
@@ -81,5 +82,42 @@ fn a_relay_that_is_killed_goes_on_with_its_journal() {
     for node in &chain.nodes[1..] {
         let log = node.log_text();
         assert!(compared(&log) == 1 && log.contains("resuming by position"), "{log}");
+    }
+}
+
+/// What a relay was told of the nodes above it says nothing when it has lost them: were it taken
+/// for a cycle, the node that takes its place would end for good.
+#[test]
+fn a_relay_that_lost_its_upstream_may_become_that_nodes_upstream() {
+    let scratch = common::machine::scratch();
+    let mut nodes: Vec<Node> =
+        [("a", NodeRole::Source), ("b", NodeRole::Relay), ("c", NodeRole::Relay)]
+            .map(|(name, role)| Node::new(scratch.path(), name, role))
+            .into();
+    let proxy = common::proxy::Proxy::start(nodes[1].port);
+    nodes[1].upstream = nodes[0].url();
+    nodes[2].upstream = format!("tcp://127.0.0.1:{}", proxy.port());
+    fs::write(nodes[0].root.join("f"), "f").unwrap();
+    nodes.iter_mut().for_each(Node::start);
+    for node in &nodes[1..] {
+        wait_equal(&nodes[0].root, &node.root, common::patience());
+    }
+    // C loses B, lives on, and will follow A. B follows C meanwhile.
+    proxy.refuse(true);
+    nodes[1].terminate();
+    nodes[1].upstream = nodes[2].url();
+    nodes[1].start();
+    let until = Instant::now() + common::patience();
+    while !nodes[1].log_text().contains("resuming by position") && Instant::now() < until {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    proxy.redirect(nodes[0].port);
+    proxy.refuse(false);
+    fs::write(nodes[0].root.join("g"), "g").unwrap();
+    for node in &mut nodes[1..] {
+        assert!(node.ended().is_none(), "{}", node.log_text());
+    }
+    for node in &nodes[1..] {
+        wait_equal(&nodes[0].root, &node.root, common::patience());
     }
 }

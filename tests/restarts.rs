@@ -433,6 +433,12 @@ fn what_changed_while_both_were_down_is_all_that_travels() {
     world.converge();
     assert!(matches!(world.plans[..], [Plan::Resume]), "{:?}", world.plans);
     assert!(world.bytes < 200 << 10, "{} bytes", world.bytes);
+    // After a kill, what was told since the catalog is compared, and does not travel again.
+    world.forget();
+    world.kill();
+    world.start();
+    world.converge();
+    assert!(!world.has_content(), "content travels");
 }
 
 #[test]

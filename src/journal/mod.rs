@@ -145,6 +145,16 @@ impl Journal {
         Ok(journal)
     }
 
+    /// Returns the directory that it is in.
+    pub fn path(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// Has the ring be smaller than any that [`open`](Self::open) makes, for tests.
+    pub fn limit(&mut self, bytes_max: u64, segment_bytes: u64) {
+        (self.bytes_max, self.segment_bytes) = (bytes_max, segment_bytes);
+    }
+
     /// Returns whose records these are, `None` if there is no epoch to go on with. What a restart
     /// that continues an epoch by its catalog begins with.
     pub fn tree_and_epoch(&self) -> Option<(TreeId, Epoch)> {

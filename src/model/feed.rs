@@ -88,8 +88,11 @@ pub trait Feed {
 /// Where a feed that follows an upstream stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Standing {
-    /// The nodes from the origin to the upstream, as far as they are known.
-    pub chain: Vec<NodeId>,
+    /// The nodes from the origin to the upstream; `None` while there is no connection to it, for
+    /// the next one may lead elsewhere.
+    pub chain: Option<Vec<NodeId>>,
+    /// Another number each time when downstreams may not know of an unfinished file.
+    pub untold: u64,
     /// What all the numbers belong to; `None` until the journal may be served, for it is not known
     /// yet how it goes on.
     pub epoch: Option<Epoch>,
@@ -97,6 +100,8 @@ pub struct Standing {
     pub moved: Sequence,
     /// Every record through this is in the tree; `None` while that is compared.
     pub applied: Option<Sequence>,
+    /// The last record that the journal may have told of, if that can be said.
+    pub reached: Option<Sequence>,
     /// The origin's last record and its clock, as heard last.
     pub origin: (Sequence, Timestamp),
 }

@@ -1,8 +1,10 @@
 //! Where in a relay's journal the positions are that its upstream's records have.
 //!
 //! A relay journals in the order in which it applies, and what it applies has no number but for
-//! renames: only the marks in between say how far it was. So a downstream goes on behind the last
-//! mark that does not name more than it has applied (DESIGN 8).
+//! renames: only the marks in between say how far it was. A state may be of later records than the
+//! one for which it was sent, and is not sent for those again: a mark says of all before it how far
+//! they may have reached. So a downstream goes on behind the last mark that had not reached beyond
+//! what it has applied.
 
 use std::collections::VecDeque;
 
@@ -45,15 +47,17 @@ impl Marks {
         self.marks.back().map(|(_, mark)| mark)
     }
 
-    /// Returns the last mark that downstreams may take for their own, and its place.
-    pub fn last_whole(&self) -> Option<(Sequence, Mark)> {
-        self.marks.iter().rfind(|(_, mark)| mark.is_whole).copied()
+    /// Returns the last mark, and its place, if downstreams may take it for their own. An earlier
+    /// one says nothing of a tree that lacks something now.
+    pub fn last_if_whole(&self) -> Option<(Sequence, Mark)> {
+        self.marks.back().filter(|(_, mark)| mark.is_whole).copied()
     }
 
     /// Returns after which place of the journal a replica goes on that has applied everything
     /// through `applied` of the upstream's, `None` if the journal does not go back that far.
     pub fn cursor(&self, applied: Sequence) -> Option<Sequence> {
-        let is_before = |(_, mark): &&(Sequence, Mark)| mark.watermarks.applied <= applied;
+        let is_before =
+            |(_, mark): &&(Sequence, Mark)| mark.reached.is_some_and(|reached| reached <= applied);
         self.marks.iter().rfind(is_before).map(|(sequence, _)| *sequence)
     }
 }
@@ -76,7 +80,18 @@ mod tests {
         let epoch = EpochId { counter: 1, random: 1 };
         let applied = Sequence(applied);
         let watermarks = Watermarks { epoch, moved: applied, applied };
-        Mark { watermarks, clock: Timestamp::default(), is_whole: true }
+        Mark { watermarks, clock: Timestamp::default(), reached: Some(applied), is_whole: true }
+    }
+
+    #[test]
+    fn a_place_before_which_more_was_told_is_none_to_go_on_from() {
+        let mut marks = Marks::default();
+        marks.push(Sequence(1), mark(5));
+        // What was read for record 6 and before was of record 9 already, or of nobody knows which.
+        marks.push(Sequence(4), Mark { reached: Some(Sequence(9)), ..mark(6) });
+        marks.push(Sequence(6), Mark { reached: None, ..mark(6) });
+        let cursor = |applied| marks.cursor(Sequence(applied)).map(|found| found.0);
+        assert_eq!([cursor(6), cursor(8), cursor(9)], [Some(1), Some(1), Some(4)]);
     }
 
     #[test]

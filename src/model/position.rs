@@ -107,8 +107,8 @@ pub struct Watermarks {
     pub applied: Sequence,
 }
 
-/// How far a relay was at some place of its journal: everything that this names is above it there,
-/// and was in place in the relay's tree when it was written.
+/// How far a relay was at some place of its journal: what this names was in place in the relay's
+/// tree when it was written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Mark {
     /// How far, in the upstream's numbers.
@@ -116,6 +116,10 @@ pub struct Mark {
     /// The relay's clock, when no change of its tree was still to be journaled: 0 while that
     /// cannot be said.
     pub clock: Timestamp,
+    /// The last record that the journal told of before this place, `None` if that cannot be said:
+    /// all later ones are told of behind it. Not below `watermarks.applied`, and often above, for
+    /// states overtake records.
+    pub reached: Option<Sequence>,
     /// Whether nothing was missing besides. Only then downstreams may take it for their own
     /// position: what the relay still asks for, they do not know of.
     pub is_whole: bool,

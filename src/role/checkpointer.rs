@@ -123,3 +123,10 @@ impl Checkpointer {
         })
     }
 }
+
+impl Drop for Checkpointer {
+    /// Waits: who opens the replica next, in this process, must not have its checkpoint overwritten.
+    fn drop(&mut self) {
+        let _ = self.join();
+    }
+}

@@ -6,6 +6,7 @@
 use std::time::Instant;
 
 use super::sink::JournalEnd;
+use super::source::Downstream;
 use super::{OpenError, RelayOptions, Role, RoleError, Sink, Source, SourceFeed};
 use crate::journal::{Journal, ReadError};
 use crate::model::limits::RECORDS_READ_MAX;
@@ -74,7 +75,8 @@ impl Replay {
             return Ok(replay);
         }
         let floor = journal.floor();
-        replay.renames = RenameIndex::new(floor, floor);
+        // What a rename is called upstream has nothing to do with the numbers of this journal.
+        replay.renames = RenameIndex::new(floor, Sequence(0));
         let Some(mut cursor) = journal.cursor(floor) else { return Ok(replay) };
         let mut records = Vec::new();
         loop {
@@ -84,8 +86,9 @@ impl Replay {
             }
             for record in records.drain(..) {
                 if let Change::Through(mark) = record.change {
-                    if replay.last.is_none() && floor > Sequence(0) {
-                        // Renames that left the journal are at or below the first mark in it.
+                    if replay.last.is_none() {
+                        // Renames that left the journal, or were before its beginning, are at or
+                        // below the first mark in it.
                         replay.renames.forget_through(mark.watermarks.moved);
                     }
                     replay.last = Some(mark);
@@ -118,14 +121,25 @@ impl<F: SourceFeed> Source<F> {
     }
 
     /// Has downstreams greet anew when what they were told at first is no longer true: the nodes
-    /// above, by which cycles are seen, or what the numbers belong to.
+    /// above, by which cycles are seen, or what the numbers belong to, or which files are parts.
     fn follow_upstream(&mut self) {
-        let standing = self.feed.upstream();
-        let standing = standing.map(|standing| (standing.chain, standing.epoch));
-        if standing != self.standing {
-            self.standing = standing;
-            self.start_over("the upstream is another one");
+        let Some(standing) = self.feed.upstream() else { return };
+        if std::mem::replace(&mut self.parts_untold, standing.untold) != standing.untold {
+            self.start_over("which files are parts is told again");
         }
+        let above = standing.chain.zip(standing.epoch).map(|(mut chain, epoch)| {
+            chain.push(self.node);
+            (chain, epoch.id)
+        });
+        if above == self.above {
+            return;
+        }
+        if above.is_some() {
+            let is_other = |downstream: &&mut Downstream| downstream.told != above;
+            let others = self.downstreams.values_mut().filter(is_other);
+            others.for_each(|downstream| downstream.start_over("the nodes above are other ones"));
+        }
+        self.above = above;
     }
 
     /// Has every downstream that was answered greet anew.

@@ -158,6 +158,11 @@ pub(super) fn forget_lost_position(hello: &mut DownstreamHello, journal: &Journa
         && marks.moved <= journal.head()
         && journal.cursor(marks.moved).is_none()
     {
+        tracing::warn!(
+            "{}: its last records were lost when the source last ended; a downstream that had some \
+             of them compares its tree",
+            journal.path().display()
+        );
         hello.watermarks = None;
     }
 }

@@ -174,7 +174,25 @@ impl Walk {
                 self.push(path.clone());
             }
         }
-        // A name that moved is no longer where the downstream would look for it.
-        self.first_names.retain(|_, path| moved(path).is_none());
+        // A name that moved is no longer where the downstream would look for it, and one that was
+        // overwritten is another file's.
+        self.first_names.retain(|_, path| moved(path).is_none() && !path.starts_with(to));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_that_was_overwritten_is_not_one_of_the_file_any_more() {
+        let path = |text: &str| TreePath::new(text).unwrap();
+        let file = Identity { device: 1, inode: 7 };
+        let mut walk = Walk::new(Mode::Full, None, TreePath::root());
+        walk.first_name(file, &path("d/a"));
+        walk.follow(&Change::Rename { from: path("x"), to: path("d/b") });
+        assert!(walk.has_name_of(file));
+        walk.follow(&Change::Rename { from: path("x"), to: path("d") });
+        assert!(!walk.has_name_of(file));
     }
 }

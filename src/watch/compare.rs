@@ -142,10 +142,12 @@ impl Watch {
         unread: &[Name],
         listing: Option<Listing>,
     ) {
+        let restart = self.restart.take();
+        let is_told = restart.as_ref().is_some_and(|restart| restart.is_doubtful(id));
         let mut comparison = Comparison {
-            // The replicas have most of what no catalog says.
-            what_is_new: if listing.is_some() { What::CONTENT } else { What::COMPARE },
-            restart: self.restart.take(),
+            // What no catalog says, and what the journal spoke of since, the replicas have mostly.
+            what_is_new: if listing.is_some() && !is_told { What::CONTENT } else { What::COMPARE },
+            restart,
             told: FxHashSet::default(),
         };
         let listed = listing.map(|listing| listing.files).unwrap_or_default();
@@ -196,7 +198,7 @@ impl Watch {
         {
             let is_content = !is_regular(before)
                 || (before.size, before.mtime) != (now.stamp.size, now.stamp.mtime);
-            let what = if is_content { What::CONTENT } else { What::COMPARE };
+            let what = if is_content { *what_is_new } else { What::COMPARE };
             return self.tell_compared(&place, &now.stamp, what);
         }
         let device = self.nodes.get(place.directory).map_or(0, |node| node.identity.device);
@@ -227,7 +229,7 @@ impl Watch {
 
 /// What is the same for all names of a directory that is compared.
 struct Comparison {
-    /// What is told of a file that the catalog does not have.
+    /// What is told of a file that the catalog does not have, or has with another content.
     what_is_new: What,
     /// Where files that moved are remembered, while that is done.
     restart: Option<Restart>,

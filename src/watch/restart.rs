@@ -463,6 +463,11 @@ impl Restart {
         }
     }
 
+    /// Returns whether the journal spoke of what is in a directory since it was listed.
+    pub(super) fn is_doubtful(&self, directory: NodeId) -> bool {
+        self.doubtful.contains(&directory)
+    }
+
     /// Notes that a file in a directory is missed. Returns `false` if it must be told at once.
     pub(super) fn misses(&mut self, place: &Place, file: (FileKey, End<()>)) -> bool {
         let (key, End { size, mtime, .. }) = file;

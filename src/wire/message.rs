@@ -253,6 +253,9 @@ pub enum Item {
         sequence: Sequence,
         /// The upstream's clock when it knew of no later change.
         clock: Timestamp,
+        /// The last record that what was sent so far may have told of, for a state may be of later
+        /// records than the one for which it was sent; `None` if that cannot be said.
+        reached: Option<Sequence>,
     },
     /// The subtree of a [`Message::Need`] has been sent.
     Answered {

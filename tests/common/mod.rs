@@ -4,6 +4,7 @@
 //! Each test binary uses a part of it, hence the `allow`.
 #![allow(dead_code)]
 
+pub mod chain;
 pub mod feed;
 pub mod judge;
 pub mod live;

@@ -46,6 +46,37 @@ pub struct Race {
 }
 
 impl Race {
+    /// Makes the tree `src` in `directory` by random operations, not more than so many.
+    pub fn begin(directory: &Path, seed: u64, operations_max: usize) -> Rc<RefCell<Race>> {
+        let [src, outside] = ["src", "outside"].map(|name| directory.join(name));
+        for path in [&src, &outside] {
+            std::fs::create_dir_all(path).unwrap();
+        }
+        let mut operations = Operations::new(&src, &outside, seed);
+        let mut random = fastrand::Rng::with_seed(seed ^ 0x5eed);
+        let is_steady = random.u8(..3) == 0;
+        if is_steady || random.bool() {
+            operations.hide_versions();
+        }
+        if !is_steady && random.bool() {
+            operations.crowd();
+        }
+        // What nothing is added to later must be enough at the beginning.
+        let operations_min = if is_steady { operations_max / 2 } else { 0 };
+        let mut log = Vec::new();
+        for _ in 0..random.usize(operations_min..=operations_max) {
+            log.push(operations.step());
+        }
+        if is_steady {
+            operations.steady();
+        }
+        // Every third of the others has a small queue: that has much looked at.
+        let overflows = if !is_steady && random.u8(..3) == 0 { random.u8(1..50) } else { 0 };
+        let (changes, changes_after) = Default::default();
+        let race = Race { operations, random, log, budget: 0, overflows, changes, changes_after };
+        Rc::new(RefCell::new(race))
+    }
+
     /// Operates sometimes, as often in ten as said, and returns whether that was too much for the
     /// event queue.
     fn maybe_operate(&mut self, often: u8) -> bool {
@@ -61,6 +92,35 @@ impl Race {
         let step = self.operations.step();
         self.log.push(step);
     }
+}
+
+/// Opens the source of the tree that `race` operates on, with its state beside it.
+pub fn open_source(directory: &Path, race: &Rc<RefCell<Race>>) -> Source<Meddled<Racer>> {
+    let [src, state] = ["src", "state"].map(|name| directory.join(name));
+    std::fs::create_dir_all(&state).unwrap();
+    let root = Root::open(&src).unwrap();
+    let options = WatchOptions { rescan_interval: Duration::from_secs(3600) };
+    let mut watch = Watch::new(Root::open(&src).unwrap(), options).unwrap();
+    let hook = race.clone();
+    watch.on_listed(Box::new(move || {
+        // Not while the driver itself operates.
+        if let Ok(mut race) = hook.try_borrow_mut() {
+            let _ = race.maybe_operate(3);
+        }
+    }));
+    let identity = SourceIdentity::load(&state, &root, false).unwrap();
+    let journal = Journal::open(&state.join("journal"), 64 << 20).unwrap();
+    let feed = Meddled { watch, meddler: Racer { race: race.clone(), drains: true } };
+    Source::new(src, feed, journal, Reader::new(root), identity).unwrap()
+}
+
+/// Returns what a sink at `name` in `directory` is opened with, its state being beside it.
+pub fn sink_options(directory: &Path, name: &str, checkpoint_interval: Duration) -> SinkOptions {
+    let (root, state_dir) = (directory.join(name), directory.join(format!("{name}-state")));
+    for path in [&root, &state_dir] {
+        std::fs::create_dir_all(path).unwrap();
+    }
+    SinkOptions { root, state_dir, adopt: false, checkpoint_interval }
 }
 
 impl Meddler for Racer {
@@ -107,54 +167,9 @@ pub struct World {
 impl World {
     /// Makes a world with a tree by random operations, not more than so many.
     pub fn new(directory: &Path, seed: u64, operations_max: usize) -> World {
-        let [src, dst, outside, state, sink_state] =
-            ["src", "dst", "outside", "state", "sink-state"].map(|name| directory.join(name));
-        for path in [&src, &dst, &outside, &state, &sink_state] {
-            std::fs::create_dir_all(path).unwrap();
-        }
-        let mut operations = Operations::new(&src, &outside, seed);
-        let mut random = fastrand::Rng::with_seed(seed ^ 0x5eed);
-        let is_steady = random.u8(..3) == 0;
-        if is_steady || random.bool() {
-            operations.hide_versions();
-        }
-        if !is_steady && random.bool() {
-            operations.crowd();
-        }
-        // What nothing is added to later must be enough at the beginning.
-        let operations_min = if is_steady { operations_max / 2 } else { 0 };
-        let mut log = Vec::new();
-        for _ in 0..random.usize(operations_min..=operations_max) {
-            log.push(operations.step());
-        }
-        if is_steady {
-            operations.steady();
-        }
-        // Every third of the others has a small queue: that has much looked at.
-        let overflows = if !is_steady && random.u8(..3) == 0 { random.u8(1..50) } else { 0 };
-        let (changes, changes_after) = Default::default();
-        let race = Race { operations, random, log, budget: 0, overflows, changes, changes_after };
-        let race = Rc::new(RefCell::new(race));
-        let root = Root::open(&src).unwrap();
-        let options = WatchOptions { rescan_interval: Duration::from_secs(3600) };
-        let mut watch = Watch::new(Root::open(&src).unwrap(), options).unwrap();
-        let hook = race.clone();
-        watch.on_listed(Box::new(move || {
-            // Not while the driver itself operates.
-            if let Ok(mut race) = hook.try_borrow_mut() {
-                let _ = race.maybe_operate(3);
-            }
-        }));
-        let identity = SourceIdentity::load(&state, &root, false).unwrap();
-        let journal = Journal::open(&state.join("journal"), 64 << 20).unwrap();
-        let feed = Meddled { watch, meddler: Racer { race: race.clone(), drains: true } };
-        let source = Source::new(src, feed, journal, Reader::new(root), identity).unwrap();
-        let sink_options = SinkOptions {
-            root: dst,
-            state_dir: sink_state,
-            adopt: false,
-            checkpoint_interval: Duration::from_millis(1),
-        };
+        let race = Race::begin(directory, seed, operations_max);
+        let source = open_source(directory, &race);
+        let sink_options = sink_options(directory, "dst", Duration::from_millis(1));
         let (down, up) = Default::default();
         World { source, sink: None, sink_options, race, link: None, links: 0, down, up }
     }

@@ -16,8 +16,8 @@ use super::*;
 
 /// A feed of records that a test makes.
 #[derive(Clone, Default)]
-struct Given {
-    records: Rc<RefCell<VecDeque<Record>>>,
+pub(super) struct Given {
+    pub(super) records: Rc<RefCell<VecDeque<Record>>>,
     unfinished: Vec<TreePath>,
     /// The names of the one file that has several.
     names: Vec<TreePath>,
@@ -65,7 +65,7 @@ impl Feed for Given {
 impl SourceFeed for Given {}
 
 /// A source of an empty tree whose records a test makes, and the number of the next record.
-fn given_source(feed: Given) -> (tempfile::TempDir, Source<Given>, u64) {
+pub(super) fn given_source(feed: Given) -> (tempfile::TempDir, Source<Given>, u64) {
     let scratch = common::machine::scratch();
     let [root, state] = ["root", "state"].map(|name| scratch.path().join(name));
     for directory in [&root, &state] {
@@ -80,7 +80,7 @@ fn given_source(feed: Given) -> (tempfile::TempDir, Source<Given>, u64) {
 }
 
 /// Has a downstream connect with `hello`.
-fn connect(source: &mut Source<Given>, link: LinkId, hello: DownstreamHello) {
+pub(super) fn connect(source: &mut Source<Given>, link: LinkId, hello: DownstreamHello) {
     let now = Instant::now();
     source.handle_connected(link, Peer::Downstream, now);
     let mut decoder = FrameDecoder::default();
@@ -90,7 +90,7 @@ fn connect(source: &mut Source<Given>, link: LinkId, hello: DownstreamHello) {
 }
 
 /// Returns the messages and the items that a source has for a link.
-fn transmitted(source: &mut Source<Given>, link: LinkId) -> (Vec<Message>, Vec<Item>) {
+pub(super) fn transmitted(source: &mut Source<Given>, link: LinkId) -> (Vec<Message>, Vec<Item>) {
     let (mut messages, mut items) = (Vec::new(), Vec::new());
     while let Some(bytes) = source.poll_transmit(link, Instant::now()).unwrap() {
         let mut decoder = FrameDecoder::default();

@@ -19,7 +19,9 @@
 #[path = "../common/mod.rs"]
 mod common;
 mod digests;
+mod forks;
 mod given;
+mod shared;
 
 use std::time::{Duration, Instant};
 
@@ -321,12 +323,14 @@ fn a_rename_moves_one_watermark_and_a_mark_the_other() {
     assert!(receiver.handle_item(&mut state, &rename).unwrap());
     receiver.handle_applied(&mut state, &rename, Vec::new());
     assert_eq!(marks(&state), (9, 3));
-    let through = Item::Through { sequence: Sequence(5), clock: Timestamp::default() };
+    let through =
+        Item::Through { sequence: Sequence(5), clock: Timestamp::default(), reached: None };
     assert!(!receiver.handle_item(&mut state, &through).unwrap());
     assert_eq!(marks(&state), (9, 3), "what the mark follows is not in place with its times yet");
     receiver.handle_flushed(&mut state);
     assert_eq!(marks(&state), (9, 5));
-    let through = Item::Through { sequence: Sequence(12), clock: Timestamp::default() };
+    let through =
+        Item::Through { sequence: Sequence(12), clock: Timestamp::default(), reached: None };
     receiver.handle_item(&mut state, &through).unwrap();
     receiver.handle_flushed(&mut state);
     assert_eq!(marks(&state), (12, 12), "moved is never behind");

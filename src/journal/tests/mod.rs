@@ -47,6 +47,7 @@ fn record(sequence: u64) -> Record {
                 applied: Sequence(sequence / 2),
             },
             clock: Timestamp { seconds: 1_000_000 + sequence as i64, nanoseconds: 999_999_999 },
+            reached: (!sequence.is_multiple_of(3)).then_some(Sequence(sequence)),
             is_whole: sequence % 4 == 2,
         }),
         3 => Change::Dirty { path: TreePath::root(), what: What::ATTRIBUTES },

@@ -31,8 +31,14 @@ pub(super) struct Outlet {
     /// The number of the next record.
     next: Sequence,
     events: VecDeque<FeedEvent>,
+    /// Every rename through this is in the tree, also while all else in it is unknown.
+    moved: Sequence,
+    /// Counts what may have told of unfinished files that downstreams do not know.
+    untold: u64,
     /// What the last mark said.
-    marked: Option<(Watermarks, bool)>,
+    marked: Option<(Watermarks, Option<Sequence>, bool)>,
+    /// The last record that was told of in the journal, if that can be said.
+    reached: Option<Sequence>,
     /// Whether the journal goes on where the tree is.
     is_current: bool,
     /// The origin's head when the upstream first spoke to this process: only when that is applied
@@ -54,6 +60,9 @@ pub struct JournalEnd {
 
 impl Outlet {
     fn push(&mut self, origin: Option<Sequence>, change: Change) {
+        if !matches!(change, Change::Through(_)) {
+            self.reached = None; // Until the upstream says of which records that may have been.
+        }
         let record = Record { sequence: self.next, origin, change };
         self.next = self.next.next();
         self.events.push_back(FeedEvent::Record(record));
@@ -68,6 +77,7 @@ impl Outlet {
             && last == path
         {
             *known |= what;
+            self.reached = None;
             return;
         }
         self.push(None, Change::Dirty { path: path.clone(), what });
@@ -77,7 +87,8 @@ impl Outlet {
     fn reset(&mut self, position: Position) {
         self.events.clear();
         self.events.push_back(FeedEvent::Reset(position));
-        (self.next, self.marked, self.is_current) = (Sequence(1), None, true);
+        (self.next, self.marked, self.reached) = (Sequence(1), None, None);
+        (self.moved, self.is_current) = (position.sequence, true);
     }
 }
 
@@ -101,6 +112,7 @@ impl Sink {
             outlet.is_current = true;
         } else if let (Some(tree), Some(marks)) = (self.state.tree, marks) {
             outlet.reset(Position { tree, epoch: marks.epoch, sequence: marks.moved });
+            outlet.reached = Some(marks.applied); // All else will be told of.
         }
         self.outlet = Some(outlet);
         if let (true, Some(end)) = (goes_on, end)
@@ -118,9 +130,22 @@ impl Sink {
         goes_on
     }
 
+    /// Looks at an item that is about to be applied. Until the upstream has told which files may be
+    /// parts, no rename may let one replace a whole file (I2). That holds for downstreams as well,
+    /// and they greet anew, which has them told.
+    pub(super) fn relay_untold(&mut self, item: &Item) {
+        let Some(outlet) = &mut self.outlet else { return };
+        let tells =
+            matches!(item, Item::Rename { .. } | Item::Exchange { .. } | Item::Unfinished { .. });
+        outlet.untold += u64::from(tells && self.replica.is_untold());
+    }
+
     /// Records what an item did that was just applied.
     pub(super) fn relay(&mut self, item: &Item) {
         let Some(outlet) = &mut self.outlet else { return };
+        if let Item::Rename { sequence, .. } | Item::Exchange { sequence, .. } = item {
+            outlet.moved = *sequence;
+        }
         match item {
             Item::Rename { sequence, from, to } => {
                 let change = Change::Rename { from: from.clone(), to: to.clone() };
@@ -149,6 +174,7 @@ impl Sink {
                     }
                 }
             }
+            Item::Through { reached, .. } => outlet.reached = *reached,
             Item::Absent { path, .. } | Item::Names { path, last: true, .. } => {
                 outlet.dirty(path, What::CONTENT);
             }
@@ -156,7 +182,6 @@ impl Sink {
             | Item::StageOpen { .. }
             | Item::StageData { .. }
             | Item::StageAbort { .. }
-            | Item::Through { .. }
             | Item::Answered { .. }
             | Item::Digest { .. }
             | Item::Unfinished { .. } => {}
@@ -170,7 +195,9 @@ impl Sink {
         let Some((_, receiver)) = &self.link else { return };
         outlet.head_at_start.get_or_insert(self.state.origin.0);
         if plan == Plan::Resume {
-            return;
+            // Everything above what is applied comes in this connection, whatever came before.
+            outlet.reached = self.state.watermarks.map(|marks| marks.applied);
+            return self.relay_position();
         }
         let epoch =
             self.state.epoch.map(|epoch| epoch.id).unwrap_or(EpochId { counter: 0, random: 0 });
@@ -183,13 +210,14 @@ impl Sink {
             return;
         };
         let is_whole = self.state.needs().next().is_none();
-        if outlet.marked == Some((watermarks, is_whole)) {
+        let reached = outlet.reached;
+        if outlet.marked == Some((watermarks, reached, is_whole)) {
             return;
         }
-        outlet.marked = Some((watermarks, is_whole));
+        outlet.marked = Some((watermarks, reached, is_whole));
         let is_journaled = outlet.head_at_start.is_some_and(|head| watermarks.applied >= head);
         let clock = if is_journaled { wall_clock() } else { Timestamp::default() };
-        outlet.push(None, Change::Through(Mark { watermarks, clock, is_whole }));
+        outlet.push(None, Change::Through(Mark { watermarks, clock, reached, is_whole }));
     }
 }
 
@@ -286,12 +314,17 @@ impl Feed for Sink {
         let watermarks = self.state.watermarks;
         let known =
             self.state.epoch.or(watermarks.map(|marks| Epoch { id: marks.epoch, parent: None }));
-        let moved = receiver.map(|receiver| receiver.moved());
+        let outlet = self.outlet.as_ref();
         Some(Standing {
-            chain: self.state.chain.clone(),
-            epoch: known.filter(|_| self.outlet.as_ref().is_some_and(|outlet| outlet.is_current)),
-            moved: watermarks.map(|marks| marks.moved).or(moved).unwrap_or_default(),
+            chain: receiver.map(|_| self.state.chain.clone()),
+            untold: outlet.map_or(0, |outlet| outlet.untold),
+            epoch: known.filter(|_| outlet.is_some_and(|outlet| outlet.is_current)),
+            moved: watermarks
+                .map(|marks| marks.moved)
+                .or(outlet.map(|outlet| outlet.moved))
+                .unwrap_or_default(),
             applied: watermarks.map(|marks| marks.applied),
+            reached: outlet.and_then(|outlet| outlet.reached),
             origin: self.state.origin,
         })
     }

@@ -75,6 +75,7 @@ impl Sink {
     fn apply(&mut self, item: &Item, raw: &[u8], now: Instant) -> Result<(), LinkError> {
         let Some((_, receiver)) = &mut self.link else { return Ok(()) };
         if !receiver.handle_item(&mut self.state, item).map_err(LinkError::Refuse)? {
+            self.relay(item);
             return Ok(());
         }
         tracing::trace!("{item:?}");
@@ -82,6 +83,8 @@ impl Sink {
             received.entries += u64::from(matches!(item, Item::State { .. }));
             received.bytes += raw.len() as u64;
         }
+        self.relay_untold(item);
+        let Some((_, receiver)) = &mut self.link else { return Ok(()) };
         match self.replica.apply(item, raw) {
             Ok(applied) => {
                 receiver.handle_applied(&mut self.state, item, applied.needs);

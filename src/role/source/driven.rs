@@ -69,6 +69,10 @@ impl<F: SourceFeed> Role for Source<F> {
         let Some(downstream) = self.downstreams.get_mut(&link) else { return Ok(()) };
         match message {
             Message::Bye(reason) => Err(LinkError::Refused(reason)),
+            // Also while there is nothing to serve, or it would wait for itself for ever.
+            Message::DownstreamHello(hello) if hello.node == self.node => {
+                Err(LinkError::Refuse(Refusal::Cycle(hello.node)))
+            }
             Message::DownstreamHello(hello) if !downstream.session.sender.is_running() => {
                 downstream.hello = Some(hello);
                 downstream.heartbeat_at = now + Duration::from_millis(HEARTBEAT_MS);

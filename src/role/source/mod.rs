@@ -19,7 +19,9 @@ use super::relay::Replay;
 use super::restart::{self, Again, Continued, Obstacle};
 use super::{Feed, FeedEvent, LinkId, RoleError, SourceFeed};
 use crate::journal::{Journal, JournalError};
-use crate::model::{Change, Epoch, Mark, Marks, NodeId, Position, RenameIndex, TreePath, What};
+use crate::model::{
+    Change, Epoch, EpochId, Mark, Marks, NodeId, Position, RenameIndex, TreePath, What,
+};
 use crate::session::{Relayed, SourceState};
 use crate::tree::{Reader, Root};
 use crate::watch::{Watch, WatchOptions};
@@ -43,12 +45,14 @@ pub struct Source<F> {
     /// Where in a relay's journal its upstream's positions are.
     marks: Marks,
     reader: Reader,
-    node: NodeId,
+    pub(super) node: NodeId,
     pub(super) downstreams: BTreeMap<LinkId, Downstream>,
     /// What is read for all downstreams that are level.
     lead: Option<Lead>,
-    /// The nodes above and the epoch, as downstreams were told them.
-    pub(super) standing: Option<(Vec<NodeId>, Option<Epoch>)>,
+    /// What downstreams must have been told of the nodes above, while that is known.
+    pub(super) above: Option<(Vec<NodeId>, EpochId)>,
+    /// The number by which a feed says that downstreams may not know of an unfinished file.
+    pub(super) parts_untold: u64,
     pub(super) problems: Problems,
     /// Most jobs that are read between two drains of the feed.
     batch_jobs_max: usize,
@@ -152,7 +156,8 @@ impl<F: SourceFeed> Source<F> {
             marks: replay.marks,
             reader,
             node,
-            standing: None,
+            above: None,
+            parts_untold: 0,
             lead: None,
             downstreams: BTreeMap::new(),
             problems: Problems::default(),
@@ -178,6 +183,11 @@ impl<F: SourceFeed> Source<F> {
     /// others do behind a great one.
     pub fn limit_batches(&mut self, jobs_max: usize) {
         self.batch_jobs_max = jobs_max;
+    }
+
+    /// Has the journal keep less than is sensible, so that a test sees cursors fall off it.
+    pub fn limit_journal(&mut self, bytes_max: u64, segment_bytes: u64) {
+        self.journal.limit(bytes_max, segment_bytes);
     }
 
     /// Brings the journal up to what the feed knows now, or as far as a turn goes. Returns
@@ -248,7 +258,7 @@ impl<F: SourceFeed> Source<F> {
                     self.journal.append(&record);
                     if let (Some(changed), Change::Dirty { path, what }) =
                         (&mut self.changed, record.change)
-                        && what.covers(What::CONTENT)
+                        && what.covers(What::COMPARE)
                     {
                         changed.insert(path);
                     }
@@ -273,11 +283,12 @@ impl<F: SourceFeed> Source<F> {
             relayed = Some(Relayed {
                 moved: standing.moved,
                 applied: standing.applied,
+                reached: standing.reached,
                 origin: standing.origin,
-                mark: self.marks.last_whole().filter(|(_, mark)| is_reached(mark)),
+                mark: self.marks.last_if_whole().filter(|(_, mark)| is_reached(mark)),
                 after: None,
             });
-            (chain, epoch) = (standing.chain, standing.epoch?);
+            (chain, epoch) = (standing.chain.unwrap_or_default(), standing.epoch?);
         }
         chain.push(self.node);
         let (floor, head) = (self.journal.floor(), self.journal.committed());

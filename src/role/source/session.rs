@@ -10,7 +10,7 @@ use super::Source;
 use super::sharing::{Lead, Ride};
 use crate::journal::{Cursor, Journal, ReadError};
 use crate::model::limits::{HEARTBEAT_MS, RECORDS_READ_MAX};
-use crate::model::{Change, Sequence, Timestamp};
+use crate::model::{Change, EpochId, NodeId, Sequence, Timestamp};
 use crate::session::{Sender, SourceState};
 use crate::tree::StageReader;
 use crate::wire::{DownstreamHello, EncodedFrame, Item, Message, Refusal, StageId, encode_message};
@@ -68,6 +68,8 @@ pub(super) enum Target {
 /// One downstream.
 pub(in crate::role) struct Downstream {
     pub(super) session: Session,
+    /// The nodes above and the epoch, as it was told them.
+    pub(in crate::role) told: Option<(Vec<NodeId>, EpochId)>,
     /// Its place among the frames that are made for several, while it takes those.
     pub(super) ride: Option<Ride>,
     /// A hello that waits for the first scan, or until a relay is as far as its downstream.
@@ -105,6 +107,7 @@ impl<F: SourceFeed> Source<F> {
         if state.relayed.is_none() {
             restart::forget_lost_position(&mut hello, &self.journal);
         }
+        downstream.told = Some((state.chain.clone(), state.epoch.id));
         let session = &mut downstream.session;
         let answer = session
             .sender
@@ -128,6 +131,7 @@ impl<F: SourceFeed> Source<F> {
         let Some(state) = self.state() else { return Ok(false) };
         let (head, clock) = (state.head, state.clock);
         let applied = state.relayed.map(|relayed| relayed.applied);
+        let reached = state.relayed.and_then(|relayed| relayed.reached);
         if let Target::Link(link) = target {
             self.greet(link, state, now)?;
             let refused = |downstream: &Downstream| downstream.refusal.is_some();
@@ -166,6 +170,7 @@ impl<F: SourceFeed> Source<F> {
             take_records(&self.journal, cursor, sender, after, head, applied)?;
         }
         sender.begin_batch(head, clock);
+        sender.follow_relay(reached);
         batch.read(
             sender,
             stages,
@@ -221,6 +226,7 @@ impl Downstream {
     pub(super) fn new(now: Instant) -> Downstream {
         Downstream {
             session: Session::new(Sender::new(now)),
+            told: None,
             ride: None,
             hello: None,
             waits: false,

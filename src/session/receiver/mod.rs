@@ -169,7 +169,10 @@ impl Receiver {
                 }
                 Ok(true)
             }
-            Item::Through { sequence, clock } => {
+            Item::Through { sequence, clock, reached } => {
+                if reached.is_some_and(|reached| reached < *sequence) {
+                    return Err(Refusal::Protocol("a mark is ahead of what was sent".into()));
+                }
                 let before = state.watermarks.map(|marks| marks.applied);
                 if before.is_some_and(|before| *sequence < before) {
                     return Err(Refusal::Protocol("a mark went back".into()));
@@ -389,7 +392,8 @@ mod tests {
     }
 
     fn through(receiver: &mut Receiver, state: &mut ReceiverState, sequence: u64, clock: i64) {
-        let item = Item::Through { sequence: Sequence(sequence), clock: time(clock) };
+        let (sequence, clock) = (Sequence(sequence), time(clock));
+        let item = Item::Through { sequence, clock, reached: None };
         receiver.handle_item(state, &item).unwrap();
         receiver.handle_flushed(state);
     }

@@ -13,11 +13,13 @@ impl SourceState {
     /// Returns whether a downstream must be answered later: it has applied what this relay has not
     /// yet, or cannot know whether it has. To compare it with an older tree would set it back.
     pub fn must_wait_for(&self, hello: &DownstreamHello) -> bool {
-        let (Some(marks), Some(relayed)) = (hello.watermarks, &self.relayed) else { return false };
+        let Some(relayed) = &self.relayed else { return false };
         if hello.tree.is_some_and(|tree| tree != self.tree) || self.chain.contains(&hello.node) {
             return false; // It is refused.
         }
-        let Some(applied) = relayed.applied else { return true };
+        // One that has nothing can be told what there is.
+        let Some(applied) = relayed.applied else { return !hello.empty };
+        let Some(marks) = hello.watermarks else { return false };
         if self.epoch.continues(&marks) {
             marks.moved > relayed.moved || marks.applied > applied
         } else {

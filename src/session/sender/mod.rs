@@ -62,9 +62,11 @@ pub struct Relayed {
     /// Every record through this is in the relay's tree; `None` while that is compared with its
     /// upstream's.
     pub applied: Option<Sequence>,
+    /// The last record that the relay's journal may have told of, if that can be said.
+    pub reached: Option<Sequence>,
     /// The origin's last record and clock, as far as they are known here.
     pub origin: (Sequence, Timestamp),
-    /// The last mark that a downstream may take for its own, and its place in the journal.
+    /// The last mark if a downstream may take it for its own, and its place in the journal.
     pub mark: Option<(Sequence, Mark)>,
     /// After which place of the journal the downstream goes on that greets, `None` if the journal
     /// does not have that.
@@ -119,6 +121,10 @@ pub struct Sender {
     through_sent: Option<Sequence>,
     /// The same, with this node's clock in it.
     mark_sent: Option<(Sequence, Timestamp)>,
+    /// The last record that a state may have told of that was sent.
+    reached: Sequence,
+    /// The same of the relay's tree from which is read, if it can be said.
+    relay_reached: Option<Sequence>,
     /// Whether marks are those that the journal has, and not each place of it.
     is_relay: bool,
     /// The journal's marks that were taken up and not sent, with their places.
@@ -157,6 +163,8 @@ impl Sender {
             batch_clock: Timestamp::default(),
             through_sent: None,
             mark_sent: None,
+            reached: Sequence(0),
+            relay_reached: None,
             is_relay: false,
             marks: VecDeque::new(),
             answers: VecDeque::new(),
@@ -246,6 +254,11 @@ impl Sender {
         }
     }
 
+    /// Says through which record the tree of a relay may be that is read, if that can be said.
+    pub fn follow_relay(&mut self, reached: Option<Sequence>) {
+        self.relay_reached = reached;
+    }
+
     /// Returns the next path to read.
     pub fn next_job(&mut self, renames: &RenameIndex) -> Option<Job> {
         if !self.hello_done || self.window.is_full() {
@@ -322,7 +335,7 @@ impl Sender {
     pub fn links_max(&self, job: &Job, identity: Identity) -> usize {
         let Origin::Walk(number) = job.origin else {
             // A content is for all of them; a name is known to be one by any other.
-            return if job.what.covers(What::CONTENT) { usize::MAX } else { 1 };
+            return if job.what.covers(What::COMPARE) { usize::MAX } else { 1 };
         };
         let walk = self.walks.iter().find(|(walk, _)| *walk == number).map(|(_, walk)| walk);
         // A walk of the whole tree sends each when it comes to it.
@@ -390,6 +403,12 @@ impl Sender {
             }
         }
         if size <= INLINE_BYTES_MAX as u64 && !look.has_holes {
+            if look.is_linked && !matches!(job.origin, Origin::Walk(_)) {
+                // A walk that comes to another name of it must not send it as another file.
+                for (_, walk) in self.walks.iter_mut().filter(|(_, walk)| walk.need.is_none()) {
+                    walk.first_name(look.identity, &job.path);
+                }
+            }
             return Travel::Inline(links);
         }
         self.stage(job, look)
@@ -446,6 +465,7 @@ impl Sender {
                 again.push(job);
                 continue;
             }
+            self.reached = self.batch_head;
             let mut head = self.batch_head;
             match job.origin {
                 Origin::Walk(number) => {
@@ -512,10 +532,12 @@ impl Sender {
         }
         let through = self.through();
         let (mut sequence, mut clock) = (through, clock);
+        let mut reached = Some(self.reached.max(through));
         if self.is_relay {
-            let reached = self.marks.partition_point(|(at, _)| *at <= through);
-            let (_, mark) = self.marks.drain(..reached).next_back()?;
+            let passed = self.marks.partition_point(|(at, _)| *at <= through);
+            let (_, mark) = self.marks.drain(..passed).next_back()?;
             (sequence, clock) = (mark.watermarks.applied, mark.clock);
+            reached = self.relay_reached.map(|reached| reached.max(sequence));
         }
         if self.through_sent.is_some_and(|sent| sequence <= sent) {
             return None;
@@ -527,7 +549,7 @@ impl Sender {
         }
         // All renames up to here were sent before the states that the mark follows.
         self.moved = self.moved.max(sequence);
-        Some(Item::Through { sequence, clock })
+        Some(Item::Through { sequence, clock, reached })
     }
 
     /// Returns through which place of the journal everything was sent.

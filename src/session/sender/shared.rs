@@ -24,6 +24,8 @@ pub struct Progress {
     done: Sequence,
     /// The last mark that was sent, and this node's clock in it.
     mark: Option<(Sequence, Timestamp)>,
+    /// The last record that a state may have told of that was sent.
+    reached: Sequence,
     /// Big files of which only a part was sent.
     stages: Vec<StageId>,
 }
@@ -36,6 +38,7 @@ impl Sender {
             && self.is_idle()
             && self.answers.is_empty()
             && self.marks.is_empty()
+            && self.reached <= self.read_through
             && self.through_sent.is_some()
     }
 
@@ -53,6 +56,7 @@ impl Sender {
             moved: self.moved,
             read_through: self.read_through,
             through_sent: self.through_sent,
+            reached: self.reached,
             is_relay: self.is_relay,
             stage_next: LEAD_STAGES,
             ..Sender::new(now)
@@ -65,6 +69,7 @@ impl Sender {
             moved: self.moved,
             done: self.through(),
             mark: self.mark_sent,
+            reached: self.reached,
             stages: self.transfers.iter().map(|transfer| transfer.stage).collect(),
         }
     }
@@ -74,6 +79,7 @@ impl Sender {
     pub fn handle_shared(&mut self, bytes: usize, progress: &Progress, now: Instant) {
         self.handle_sent(bytes, true, now);
         (self.moved, self.read_through) = (progress.moved, progress.done);
+        self.reached = self.reached.max(progress.reached);
         if let Some((sequence, clock)) = progress.mark
             && self.through_sent.is_none_or(|sent| sent < sequence)
         {
@@ -103,7 +109,8 @@ impl Progress {
     /// sent, and big files may be begun, but nothing is done.
     pub fn before(&self, last: &Progress) -> Progress {
         let stages = self.stages.iter().chain(&last.stages).copied().collect();
-        Progress { moved: last.moved, stages, ..self.clone() }
+        let (moved, reached) = (last.moved, last.reached);
+        Progress { moved, reached, stages, ..self.clone() }
     }
 
     /// Returns the big files of which only a part was sent, which must be given up by a sender

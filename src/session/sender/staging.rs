@@ -66,7 +66,7 @@ impl Sender {
         // change tells, and that only if it was in the past already.
         let is_same = (transfer.identity, transfer.ctime) == (look.identity, Some(look.ctime));
         if matches!(job.origin, Origin::Journal(_))
-            && job.what.covers(What::CONTENT)
+            && job.what.covers(What::COMPARE)
             && transfer.begun
             && !is_same
         {

@@ -118,6 +118,11 @@ impl Replica {
         stat.and_then(|fd| Ok(stat_at(fd, name)?)).is_ok_and(|stat| unfinished.may_be(&stat))
     }
 
+    /// Returns whether it was not told yet in this connection which they are.
+    pub fn is_untold(&self) -> bool {
+        self.unfinished.is_untold
+    }
+
     /// Returns the files of which only a part may be here, by one name each.
     pub fn unfinished(&self) -> Vec<TreePath> {
         self.unfinished.files.values().cloned().collect()
