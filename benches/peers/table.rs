@@ -248,7 +248,7 @@ impl Table {
             Bar::AtMost(Row::FanOutStoppedCpu, 1.1),
             Bar::AtMost(Row::FanOutStopped, 1.1),
             Bar::AtMost(Row::OfflineWire, 1.25),
-            // A fraction of what the records would take; it does not grow with them.
+            // A tenth of what the records of a million changes would take.
             Bar::AtMost(Row::OfflineMemory, 4.0),
             Bar::AtLeast(Row::MillionRate, Tool::Own, 0.8),
             Bar::AtMost(Row::MillionSource, 96.0),
