@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::Write as _;
+use std::ops::Range;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -56,26 +57,16 @@ impl Ground {
             None => (options.files + 6000, options.files as u64 * 8500 + (24 << 20)),
         };
         let inodes = entries * fold + 100_000;
-        let mkfs = vec!["-N".to_owned(), inodes.to_string()];
+        let mkfs = ["-N", &inodes.to_string()];
         // Room for a tree, the changes, the big file, the journal and the inode tables.
         let size = bytes * 3 / 2 + options.big_bytes + (600 << 20) + inodes as u64 * 256;
-        let (src, dst) = (Volume::new(size, &mkfs)?, Volume::new(size, &mkfs)?);
-        let kind = match &src {
+        let mut ground = Ground::empty(size, bytes, &mkfs)?;
+        ground.generated = options.tree.is_none();
+        let kind = match &ground.src {
             Volume::Ext4(_) => "journaled ext4 images in".to_owned(),
             Volume::Plain(_) => "plain directories in".to_owned(),
         };
         let base = crate::common::machine::scratch_base();
-        let ground = Ground {
-            about: String::new(),
-            generated: options.tree.is_none(),
-            tree_bytes: bytes,
-            src,
-            dst,
-            mkfs,
-            serial: 0.into(),
-        };
-        fs::create_dir(ground.src()).map_err(|error| error.to_string())?;
-        fs::create_dir(ground.outside()).map_err(|error| error.to_string())?;
         let what = match &options.tree {
             Some(tree) => {
                 run(Command::new("cp").args(["-a", "-T"]).arg(tree).arg(ground.src()))?;
@@ -94,6 +85,23 @@ impl Ground {
             std::thread::available_parallelism().map_or(0, usize::from),
         );
         Ok(Ground { about, ..ground })
+    }
+
+    /// Makes file systems of `size` bytes for a tree that takes `tree_bytes`, and for replicas.
+    pub fn empty(size: u64, tree_bytes: u64, mkfs: &[&str]) -> Result<Ground, String> {
+        let mkfs: Vec<String> = mkfs.iter().copied().map(str::to_owned).collect();
+        let ground = Ground {
+            about: String::new(),
+            generated: true,
+            tree_bytes,
+            src: Volume::new(size, &mkfs)?,
+            dst: Volume::new(size, &mkfs)?,
+            mkfs,
+            serial: 0.into(),
+        };
+        fs::create_dir(ground.src()).map_err(|error| error.to_string())?;
+        fs::create_dir(ground.outside()).map_err(|error| error.to_string())?;
+        Ok(ground)
     }
 
     pub fn src(&self) -> PathBuf {
@@ -207,6 +215,29 @@ fn generate(root: &Path, files: usize) -> std::io::Result<()> {
         let offset = rng.usize(..noise.len() - size);
         let path = leaf.join(format!("file-{number}.txt"));
         File::create(path)?.write_all(&noise[offset..offset + size])?;
+    }
+    Ok(())
+}
+
+/// Makes `directories` below `root`, at most 100 side by side, with `files` in each: one of `part`
+/// has noise in it, the others are empty.
+pub fn fill(
+    root: &Path,
+    directories: Range<usize>,
+    files: usize,
+    bytes: usize,
+    part: usize,
+) -> std::io::Result<()> {
+    let mut rng = fastrand::Rng::with_seed(directories.start as u64);
+    let mut noise = vec![0; bytes];
+    for number in directories {
+        let path = root.join(format!("part-{:03}/dir-{:02}", number / 100, number % 100));
+        fs::create_dir_all(&path)?;
+        for number in 0..files {
+            rng.fill(&mut noise);
+            let content = if number % part == 0 { &noise[..] } else { &[] };
+            fs::write(path.join(format!("file-{number:04}")), content)?;
+        }
     }
     Ok(())
 }

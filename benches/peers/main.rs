@@ -1,7 +1,8 @@
 //! mirror beside tar, an rsync daemon and lsyncd, in one run, over loopback.
 //!
 //! `cargo bench --bench peers [-- MEASURE…]` with measures out of `own`, `initial`, `reconcile`,
-//! `memory`, `idle`, `latency`, `changes`, `rename`, `big`; all when none is named. Environment:
+//! `memory`, `idle`, `latency`, `changes`, `rename`, `big`, and of mirror alone `reconnect`,
+//! `chain`, `restart`, `moved`, `fanout`, `offline`; all when none is named. Environment:
 //!
 //! | variable | meaning | default |
 //! |---|---|---|
@@ -14,6 +15,8 @@
 //! | `MIRROR_BENCH_CHANGES` | random small changes | 20000 |
 //! | `MIRROR_BENCH_BIG_MIB` | size of the big file | 4096, or what memory allows |
 //! | `MIRROR_BENCH_TENFOLD` | `1`: memory with ten times the files in the same directories | off |
+//! | `MIRROR_BENCH_OFFLINE` | changes while a sink is away | 1000000 |
+//! | `MIRROR_BENCH_MILLION` | `1`: a tree of a million files, which takes 4 GB of RAM | off |
 //! | `MIRROR_BENCH_STRICT` | `1`: exit 1 when a bar is missed | off |
 //! | `MIRROR_TEST_DIR` | where images are kept | /dev/shm |
 //!
@@ -32,11 +35,13 @@
 //! - mirror's and lsyncd's initial sync ends when the replica has all entries, and all
 //!   directories their times: polled cheaply by the inodes in use, then by a walk of some
 //!   50 ms. rsync and tar end when their client does. A judge looks at each result, untimed.
+//! - What is measured of mirror alone goes through a proxy that counts, where bytes are asked for.
 
 #[path = "../../tests/common/mod.rs"]
 mod common;
 mod ground;
 mod measures;
+mod site;
 mod table;
 mod tools;
 
@@ -61,6 +66,8 @@ pub(crate) struct Options {
     pub changes: usize,
     pub big_bytes: u64,
     pub tenfold: bool,
+    pub offline: usize,
+    million: bool,
 }
 
 impl Options {
@@ -80,6 +87,8 @@ impl Options {
             changes: number_from_env("MIRROR_BENCH_CHANGES", 20_000) as usize,
             big_bytes: number_from_env("MIRROR_BENCH_BIG_MIB", big_default) << 20,
             tenfold: number_from_env("MIRROR_BENCH_TENFOLD", 0) == 1,
+            offline: number_from_env("MIRROR_BENCH_OFFLINE", 1_000_000) as usize,
+            million: number_from_env("MIRROR_BENCH_MILLION", 0) == 1,
         }
     }
 
@@ -128,6 +137,18 @@ fn main() -> ExitCode {
     if options.tenfold && tools.contains(&Tool::Mirror) {
         eprintln!("ten times the files");
         if let Err(error) = measures::tenfold(&ground, &mut table) {
+            table.fail(Tool::Mirror, &error);
+        }
+    }
+    if tools.contains(&Tool::Mirror) {
+        for run in 0..options.runs {
+            measures::run_alone(run, &ground, &options, &mut table);
+        }
+    }
+    drop(ground);
+    if options.million && tools.contains(&Tool::Mirror) {
+        eprintln!("a million files");
+        if let Err(error) = measures::million(&mut table) {
             table.fail(Tool::Mirror, &error);
         }
     }

@@ -31,6 +31,33 @@ pub enum Row {
     BigSeconds,
     BigP50,
     BigP99,
+    Reconnect,
+    ReconnectWire,
+    ReconnectRestarted,
+    Relay1P50,
+    Relay1P99,
+    Relay2P50,
+    Relay2P99,
+    RestartBoth,
+    RestartBothWire,
+    Moved,
+    MovedWire,
+    MovedNew,
+    FanOutOneCpu,
+    FanOutCpu,
+    FanOut,
+    FanOutStoppedCpu,
+    FanOutStopped,
+    Offline,
+    OfflineWire,
+    OfflineMemory,
+    OfflinePeak,
+    Million,
+    MillionRate,
+    MillionSource,
+    MillionSink,
+    MillionStop,
+    MillionRestart,
 }
 
 impl Row {
@@ -60,6 +87,33 @@ impl Row {
             Row::BigSeconds => "big file moved in, s",
             Row::BigP50 => "  small files meanwhile, p50, ms",
             Row::BigP99 => "  p99, ms",
+            Row::Reconnect => "resumed after connect, ms",
+            Row::ReconnectWire => "  on the wire, KiB",
+            Row::ReconnectRestarted => "  sink restarted, ms",
+            Row::Relay1P50 => "through a relay, p50, ms",
+            Row::Relay1P99 => "  p99, ms",
+            Row::Relay2P50 => "through two relays, p50, ms",
+            Row::Relay2P99 => "  p99, ms",
+            Row::RestartBoth => "100 changes, both restarted, s",
+            Row::RestartBothWire => "  on the wire, KiB",
+            Row::Moved => "10,000 moves, source restarted, s",
+            Row::MovedWire => "  on the wire, bytes each",
+            Row::MovedNew => "  files made anew",
+            Row::FanOutOneCpu => "10,000 changes, CPU of source, s",
+            Row::FanOutCpu => "  50 sinks, × CPU of one",
+            Row::FanOut => "  50 sinks, s",
+            Row::FanOutStoppedCpu => "  one of them stopped, × CPU",
+            Row::FanOutStopped => "  one of them stopped, × time",
+            Row::Offline => "catch-up of 10,000 files, s",
+            Row::OfflineWire => "  bytes on the wire ÷ of contents",
+            Row::OfflineMemory => "  more memory of the source, MB",
+            Row::OfflinePeak => "  more peak with the catch-up, MB",
+            Row::Million => "initial sync, 10⁶ files, s",
+            Row::MillionRate => "  rate ÷ that of 10⁵ files",
+            Row::MillionSource => "  peak of the source, MB",
+            Row::MillionSink => "  peak of the sink, MB",
+            Row::MillionStop => "  end of both, s",
+            Row::MillionRestart => "  restart of both, s",
         }
     }
 }
@@ -68,6 +122,8 @@ impl Row {
 enum Bar {
     /// mirror at most so much.
     AtMost(Row, f64),
+    /// mirror at least so many times the other's.
+    AtLeast(Row, Tool, f64),
     /// mirror at most so many times the other's.
     Times(Row, Tool, f64),
     /// mirror's rate at least so much of the other's.
@@ -178,6 +234,26 @@ impl Table {
             Bar::Within(Row::MemorySourceTenfold, Row::MemorySource),
             Bar::Within(Row::MemorySinkTenfold, Row::MemorySink),
             Bar::AtMost(Row::IdleCpu, 0.1),
+            Bar::AtMost(Row::Reconnect, 30.0),
+            Bar::AtMost(Row::ReconnectWire, 4.0),
+            Bar::AtMost(Row::ReconnectRestarted, 30.0),
+            Bar::AtMost(Row::Relay1P50, 1.0),
+            Bar::AtMost(Row::Relay2P50, 1.5),
+            Bar::AtMost(Row::RestartBoth, 0.5),
+            Bar::AtMost(Row::RestartBothWire, 1024.0),
+            // Both paths twice, attributes, a digest; no content, which has 4 KiB.
+            Bar::AtMost(Row::MovedWire, 400.0),
+            Bar::AtMost(Row::MovedNew, 0.0),
+            Bar::AtMost(Row::FanOutCpu, 5.0),
+            Bar::AtMost(Row::FanOutStoppedCpu, 1.1),
+            Bar::AtMost(Row::FanOutStopped, 1.1),
+            Bar::AtMost(Row::OfflineWire, 1.25),
+            // A tenth of what the records of a million changes would take.
+            Bar::AtMost(Row::OfflineMemory, 4.0),
+            Bar::AtLeast(Row::MillionRate, Tool::Own, 0.8),
+            Bar::AtMost(Row::MillionSource, 96.0),
+            Bar::AtMost(Row::MillionSink, 32.0),
+            Bar::AtMost(Row::MillionRestart, 8.0),
         ]);
         bars
     }
@@ -189,6 +265,11 @@ impl Table {
                 let value = self.median(row, Tool::Mirror)?;
                 let text = format!("{}: {} ≤ {limit}", title(row), number(value));
                 Some((text, value <= limit))
+            }
+            Bar::AtLeast(row, other, limit) => {
+                let ratio = self.median(row, Tool::Mirror)? / self.median(row, other)?;
+                let text = format!("{}: {ratio:.3} × {} ≥ {limit}", title(row), other.name());
+                Some((text, ratio >= limit))
             }
             Bar::Times(row, other, limit) => {
                 let ratio = self.median(row, Tool::Mirror)? / self.median(row, other)?;
@@ -216,6 +297,14 @@ fn title(row: Row) -> String {
         Row::ReconcileWire => "reconcile of equal trees,",
         Row::RenameWire => "rename of a directory,",
         Row::BigP99 => "big file, small files meanwhile,",
+        Row::ReconnectWire | Row::ReconnectRestarted => "reconnect,",
+        Row::RestartBothWire => "100 changes, both restarted,",
+        Row::MovedWire | Row::MovedNew => "10,000 moves,",
+        Row::FanOutCpu | Row::FanOutStoppedCpu | Row::FanOutStopped => "10,000 changes,",
+        Row::OfflineWire | Row::OfflineMemory => "catch-up,",
+        Row::MillionRate | Row::MillionSource | Row::MillionSink | Row::MillionRestart => {
+            "a million files,"
+        }
         _ => "",
     };
     format!("{above} {}", row.title().trim()).trim().to_owned()

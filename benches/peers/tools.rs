@@ -68,11 +68,14 @@ impl Live {
         Ok((live, url))
     }
 
-    /// Ends mirror's processes, starts the source again and waits until it has settled.
+    /// Ends mirror's processes, starts the source again in a new epoch and waits until it has
+    /// settled.
     pub fn restart_mirror_source(&mut self, src: &Path) -> Result<String, String> {
         for mut process in self.processes.drain(..).rev() {
             process.terminate(Duration::from_secs(10)).ok_or("it does not end")?;
         }
+        let catalog = self.scratch.path().join("source").join("catalog");
+        fs::remove_file(catalog).map_err(|error| format!("the catalog: {error}"))?;
         // What is waited for in it was said before.
         fs::remove_file(self.scratch.path().join("sink.log")).map_err(|error| error.to_string())?;
         self.start_mirror_source(src)
@@ -205,7 +208,7 @@ impl Daemon {
 }
 
 /// Waits until a process has used no CPU for a while.
-fn settle(process: &mut Process) -> Result<(), String> {
+pub fn settle(process: &mut Process) -> Result<(), String> {
     let (mut quiet, mut before) = (0, -1.0);
     for _ in 0..1200 {
         if !process.is_running() {

@@ -46,16 +46,20 @@ pub struct Node {
 impl Node {
     /// Prepares a node with its own directories below `scratch`; nothing runs yet.
     pub fn new(scratch: &Path, name: &str, role: NodeRole) -> Node {
-        let at = |kind: &str| {
-            let path = scratch.join(format!("{name}{kind}"));
-            fs::create_dir(&path).expect("a new directory");
-            path
-        };
+        let root = scratch.join(name);
+        fs::create_dir(&root).expect("a new directory");
+        Node::at(&root, scratch, name, role)
+    }
+
+    /// Prepares a node whose tree is at `root`, with all else below `scratch`.
+    pub fn at(root: &Path, scratch: &Path, name: &str, role: NodeRole) -> Node {
+        let state = scratch.join(format!("{name}-state"));
+        fs::create_dir(&state).expect("a new directory");
         Node {
             name: name.to_owned(),
             role,
-            root: at(""),
-            state: at("-state"),
+            root: root.to_owned(),
+            state,
             port: if role == NodeRole::Sink { 0 } else { free_port() },
             upstream: String::new(),
             args: Vec::new(),

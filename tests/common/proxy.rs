@@ -4,7 +4,7 @@ use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Forwards connections to one address; stops with this guard.
 pub struct Proxy {
@@ -17,6 +17,7 @@ struct Shared {
     upstream: Mutex<u16>,
     streams: Mutex<Vec<TcpStream>>,
     connections: AtomicU64,
+    accepted: Mutex<Option<Instant>>,
     bytes_down: AtomicU64,
     bytes_up: AtomicU64,
     flips_left: AtomicU64,
@@ -103,6 +104,11 @@ impl Proxy {
         self.shared.connections.load(Relaxed)
     }
 
+    /// Returns when the last connection was accepted.
+    pub fn accepted(&self) -> Option<Instant> {
+        *self.shared.accepted.lock().expect("no panic")
+    }
+
     /// Returns bytes from upstream and to upstream so far.
     pub fn bytes(&self) -> (u64, u64) {
         (self.shared.bytes_down.load(Relaxed), self.shared.bytes_up.load(Relaxed))
@@ -123,6 +129,7 @@ impl Shared {
         if self.refusing.load(Relaxed) {
             return;
         }
+        *self.accepted.lock().expect("no panic") = Some(Instant::now());
         let Ok(server) = TcpStream::connect(("127.0.0.1", upstream)) else { return };
         let _ = (client.set_nodelay(true), server.set_nodelay(true));
         self.connections.fetch_add(1, Relaxed);

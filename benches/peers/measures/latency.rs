@@ -9,8 +9,8 @@ pub(super) struct Latencies {
 }
 
 impl Latencies {
-    pub(super) fn start(ground: &Ground, dst: &Path, name: &str) -> Result<Latencies, String> {
-        let src = ground.src().join(name);
+    pub(super) fn start(src: &Path, dst: &Path, name: &str) -> Result<Latencies, String> {
+        let src = src.join(name);
         fs::create_dir(&src).map_err(|error| error.to_string())?;
         fs::write(src.join("first"), "first").map_err(|error| error.to_string())?;
         let replica = dst.join(name);
@@ -90,7 +90,7 @@ pub(super) fn big(
     options: &Options,
     table: &mut Table,
 ) -> Result<(), String> {
-    let latencies = Latencies::start(ground, dst, &format!("beside-{run}"))?;
+    let latencies = Latencies::start(&ground.src(), dst, &format!("beside-{run}"))?;
     // Written outside and moved in: what is measured is the transfer, not the writing.
     let outside = ground.outside().join("big");
     let mut rng = fastrand::Rng::with_seed(run);

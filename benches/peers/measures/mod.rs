@@ -1,11 +1,17 @@
 //! The measures themselves.
 
+mod chain;
+mod fan_out;
 mod initial;
 mod latency;
+mod million;
+mod offline;
 mod reconcile;
+mod reconnect;
+mod restart;
 mod small_changes;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::fs::{self, File, Metadata};
 use std::io::Write as _;
@@ -21,14 +27,18 @@ use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, Timespec, Timestamps, Uid};
 use crate::Options;
 use crate::common::judge::{Depth, Judge, summary};
 use crate::common::machine::run as run_command;
+use crate::common::node::NodeRole;
 use crate::common::process::Usage;
-use crate::ground::Ground;
+use crate::common::proxy::Proxy;
+use crate::ground::{Ground, fill};
+use crate::site::{RESUMING, SOURCE, Site};
 use crate::table::{Row, Table};
 use crate::tools::{Daemon, Live, Tool};
 pub use initial::tenfold;
 use initial::{Expected, build, count, initial_live, initial_once};
 use latency::{Latencies, big, percentile};
-use small_changes::{changes, mtime, rename};
+pub use million::million;
+use small_changes::{changes, mtime, rename, same};
 
 /// Uses memory and images once, so that the first timed run pays no more than the others.
 pub fn warm_up(ground: &Ground) -> Result<(), String> {
@@ -55,6 +65,30 @@ impl Phase {
             Phase::Initial => options.wants("own") || options.wants("initial"),
             Phase::Reconcile => options.wants("reconcile"),
             Phase::Live => LIVE.iter().any(|measure| options.wants(measure)),
+        }
+    }
+}
+
+/// A measure of mirror alone, with nodes as it needs them.
+type Measure = fn(&Ground, u64, &Options, &mut Table) -> Outcome;
+
+type Outcome = Result<(), String>;
+
+const ALONE: [(&str, Measure); 6] = [
+    ("reconnect", reconnect::reconnect),
+    ("chain", chain::chain),
+    ("restart", restart::both),
+    ("moved", restart::moved),
+    ("fanout", fan_out::fan_out),
+    ("offline", offline::offline),
+];
+
+/// Runs mirror once through what is measured of it alone.
+pub fn run_alone(run: u64, ground: &Ground, options: &Options, table: &mut Table) {
+    for (name, measure) in ALONE.iter().filter(|(name, _)| options.wants(name)) {
+        eprintln!("run {} of mirror alone: {name}", run + 1);
+        if let Err(error) = measure(ground, run, options, table) {
+            table.fail(Tool::Mirror, &format!("{name}: {error}"));
         }
     }
 }
@@ -129,7 +163,7 @@ fn live_measures(
     if options.wants("latency") {
         // A second each, for lsyncd.
         let count = if mirror { options.latencies } else { 10 };
-        let latencies = Latencies::start(ground, dst, &format!("latency-{run}"))?;
+        let latencies = Latencies::start(&ground.src(), dst, &format!("latency-{run}"))?;
         let times = latencies.measure(|done| done >= count)?;
         table.add(Row::LatencyP50, tool, percentile(&times, 0.50));
         table.add(Row::LatencyP99, tool, percentile(&times, 0.99));
@@ -197,6 +231,35 @@ fn loopback_bytes() -> u64 {
     line.and_then(|line| line.split_whitespace().next()?.parse().ok()).unwrap_or(0)
 }
 
+/// Returns what went through a proxy so far, in both directions.
+fn total_bytes(proxy: &Proxy) -> u64 {
+    let (down, up) = proxy.bytes();
+    down + up
+}
+
+/// Returns the paths of all regular files of a tree, in order.
+fn regular_files(root: &Path) -> Result<Vec<PathBuf>, String> {
+    let expected = Expected::of(root).map_err(|error| error.to_string())?;
+    let mut files = Vec::new();
+    for directory in &expected.directories {
+        let regular = directory.files.iter().filter(|(_, metadata)| metadata.is_file());
+        files.extend(regular.map(|(name, _)| directory.path.join(name)));
+    }
+    files.sort();
+    Ok(files)
+}
+
+/// Returns a tree of small files, and room for so many replicas of it.
+fn small_ground(replicas: usize, directories: usize, files: usize) -> Result<Ground, String> {
+    let entries = (directories * (files + 2) + 2000) * replicas;
+    // Half of the blocks are for what is replaced while it is still there.
+    let size = entries as u64 * (2 * 4096 + 256) + (200 << 20);
+    let ground = Ground::empty(size, size / 2, &["-N", &entries.to_string()])?;
+    let filled = fill(&ground.src(), 0..directories, files, FILE_BYTES, 1);
+    filled.map_err(|error| error.to_string())?;
+    Ok(ground)
+}
+
 fn megabytes(bytes: u64) -> f64 {
     bytes as f64 / 1e6
 }
@@ -208,3 +271,13 @@ fn patience(tool: Tool) -> Duration {
 
 /// How long idleness is watched.
 const IDLE_S: u64 = 10;
+
+/// More than a checkpoint interval: files are trusted by size and time by then, and what a restart
+/// goes on from is kept.
+const CHECKPOINT_TIME: Duration = Duration::from_secs(7);
+
+/// How long anything may take that is measured of mirror alone.
+const PATIENCE: Duration = Duration::from_secs(300);
+
+/// The size of a file of a small tree.
+const FILE_BYTES: usize = 1024;

@@ -18,7 +18,6 @@ pub(super) fn reconcile(tool: Tool, ground: &Ground, table: &mut Table) -> Resul
         return add(tool, started, wire_before, table);
     }
     let mut live = initial_live(tool, ground, &dst, None)?;
-    // Until its files are trusted by size and time, and a checkpoint says so.
     std::thread::sleep(CHECKPOINT_TIME);
     // The source begins a new epoch, and the sink has no position in it.
     let url = live.restart_mirror_source(&src)?;
@@ -37,6 +36,3 @@ fn add(tool: Tool, started: Instant, wire_before: u64, table: &mut Table) -> Res
     table.add(Row::ReconcileWire, tool, (loopback_bytes() - wire_before) as f64 / 1024.0);
     Ok(())
 }
-
-/// More than a checkpoint interval.
-const CHECKPOINT_TIME: Duration = Duration::from_secs(7);

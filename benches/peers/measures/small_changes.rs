@@ -54,12 +54,7 @@ pub(super) fn changes(
     table: &mut Table,
 ) -> Result<(), String> {
     let src = ground.src();
-    let expected = Expected::of(&src).map_err(|error| error.to_string())?;
-    let mut files: Vec<PathBuf> = Vec::new();
-    for directory in &expected.directories {
-        let regular = directory.files.iter().filter(|(_, metadata)| metadata.is_file());
-        files.extend(regular.map(|(name, _)| directory.path.join(name)));
-    }
+    let mut files = regular_files(&src)?;
     if files.is_empty() {
         return Err("no files to change".to_owned());
     }
