@@ -11,9 +11,9 @@ mod state;
 use std::time::{Duration, Instant};
 
 use crate::model::limits::*;
-use crate::model::{Change, Sequence, Timestamp, TreePath, Watermarks};
+use crate::model::{Change, Kind, Sequence, Timestamp, TreePath, Watermarks};
 use crate::wire::message::VERSIONS;
-use crate::wire::{DownstreamHello, Item, Message, Plan, Refusal, StageId, UpstreamHello};
+use crate::wire::{Content, DownstreamHello, Item, Message, Plan, Refusal, StageId, UpstreamHello};
 pub use ranges::Range;
 use ranges::Ranges;
 use state::Need;
@@ -183,6 +183,14 @@ impl Receiver {
             Item::Answered { id } => {
                 state.needs.retain(|need| !(need.asked && need.id == *id));
                 state.revision += 1;
+                Ok(false)
+            }
+            Item::State { path, entry, content: Content::Keep, .. }
+                if matches!(entry.kind, Kind::Regular { .. }) && state.awaits_content(path) =>
+            {
+                // What is there is not that file, and may have other names, which would get its
+                // attributes as well. Both come by the need, or by this one if that has passed.
+                state.need(path.clone(), true);
                 Ok(false)
             }
             Item::Digest { .. } => self.ranges.handle_digest(item).map(|()| false),
@@ -365,7 +373,7 @@ impl Receiver {
 mod tests {
     use super::state::{NEEDS_ASKED_MAX, RETRY_MIN, is_comparison_of_all};
     use super::*;
-    use crate::model::{Epoch, EpochId, NodeId, TreeId};
+    use crate::model::{Entry, Epoch, EpochId, Metadata, NodeId, TreeId};
 
     fn path(text: &str) -> TreePath {
         TreePath::new(text).unwrap()
@@ -396,6 +404,32 @@ mod tests {
         let item = Item::Through { sequence, clock, reached: None };
         receiver.handle_item(state, &item).unwrap();
         receiver.handle_flushed(state);
+    }
+
+    #[test]
+    fn attributes_are_not_given_to_a_file_that_waits_for_its_content() {
+        let now = Instant::now();
+        let mut state = ReceiverState::new(NodeId(2));
+        let mut receiver = greet(&mut state, Plan::Compare { moved: Sequence(0) }, now);
+        let (mode, uid, gid, mtime, xattrs) = (0o600, 0, 0, time(1), Vec::new());
+        let metadata = Metadata { mode, uid, gid, mtime, xattrs };
+        let keep = |name: &str, kind| Item::State {
+            path: path(name),
+            entry: Entry { kind, metadata: metadata.clone() },
+            content: Content::Keep,
+            links: Vec::new(),
+            parent_mtime: None,
+        };
+        let file = keep("d/a", Kind::Regular { size: 5 });
+        assert!(receiver.handle_item(&mut state, &file).unwrap());
+        state.need(path("d"), true);
+        assert_eq!(ask(&mut receiver, &mut state, now).len(), 1);
+        // Its answer may be on the way already, with the attributes of before.
+        assert!(!receiver.handle_item(&mut state, &file).unwrap());
+        assert_eq!(ask(&mut receiver, &mut state, now)[0].1, path("d/a"));
+        // Other kinds have no content that could be waited for.
+        assert!(receiver.handle_item(&mut state, &keep("d/b", Kind::Directory)).unwrap());
+        assert!(receiver.handle_item(&mut state, &keep("e", Kind::Regular { size: 5 })).unwrap());
     }
 
     /// Returns what is asked for at `now`.

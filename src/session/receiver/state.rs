@@ -87,6 +87,11 @@ impl ReceiverState {
         self.needs.iter().map(|need| (&need.path, need.content))
     }
 
+    /// Returns whether the file at `path` is one whose content was asked for, or is to be.
+    pub(super) fn awaits_content(&self, path: &TreePath) -> bool {
+        self.needs.iter().any(|need| need.content && path.starts_with(&need.path))
+    }
+
     /// Forgets everything but who we are, to become a replica of whatever tree there is.
     pub fn forget(&mut self) {
         let (revision, lacks) = (self.revision + 1, self.lacks);
