@@ -183,16 +183,7 @@ fn run(seed: u64) -> Outcome {
 
 #[test]
 fn all_trees_of_a_chain_converge() {
-    let seeds = match std::env::var("MIRROR_SEED") {
-        Ok(seed) => {
-            let seed = seed.parse().expect("MIRROR_SEED is a number");
-            seed..seed + 1
-        }
-        Err(_) => {
-            let first = common::number_from_env("MIRROR_SEED_FIRST", 0);
-            first..first + common::number_from_env("MIRROR_SEEDS", 60)
-        }
-    };
+    let seeds = common::seeds(60);
     let count = seeds.end - seeds.start;
     let mut rescued = Vec::new();
     for seed in seeds {

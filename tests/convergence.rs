@@ -86,13 +86,7 @@ fn run(seed: u64) -> Outcome {
 }
 #[test]
 fn trees_converge_whatever_happens_between_a_read_and_its_use() {
-    let seeds = match std::env::var("MIRROR_SEED") {
-        Ok(seed) => {
-            let seed = seed.parse().expect("MIRROR_SEED is a number");
-            seed..seed + 1
-        }
-        Err(_) => 0..common::number_from_env("MIRROR_SEEDS", 150),
-    };
+    let seeds = common::seeds(150);
     let count = seeds.end - seeds.start;
     let mut rescued = Vec::new();
     for seed in seeds {

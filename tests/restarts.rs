@@ -346,13 +346,7 @@ fn run(seed: u64) -> (Vec<String>, Vec<String>) {
 
 #[test]
 fn trees_converge_over_restarts() {
-    let seeds = match std::env::var("MIRROR_SEED") {
-        Ok(seed) => {
-            let seed = seed.parse().expect("MIRROR_SEED is a number");
-            seed..seed + 1
-        }
-        Err(_) => 0..common::number_from_env("MIRROR_SEEDS", 100),
-    };
+    let seeds = common::seeds(100);
     for seed in seeds {
         let (differences, log) = run(seed);
         assert!(

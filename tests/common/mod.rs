@@ -46,6 +46,17 @@ pub fn seed() -> u64 {
     seed
 }
 
+/// Returns the seeds to run: that of `MIRROR_SEED`, else `MIRROR_SEEDS` of them, or so many as
+/// given, from `MIRROR_SEED_FIRST` on.
+pub fn seeds(count: u64) -> std::ops::Range<u64> {
+    if std::env::var_os("MIRROR_SEED").is_some() {
+        let seed = number_from_env("MIRROR_SEED", 0);
+        return seed..seed + 1;
+    }
+    let first = number_from_env("MIRROR_SEED_FIRST", 0);
+    first..first + number_from_env("MIRROR_SEEDS", count)
+}
+
 /// Returns how long to wait for what should happen at once (`MIRROR_TEST_WAIT_S`, 30 s).
 pub fn patience() -> Duration {
     Duration::from_secs(number_from_env("MIRROR_TEST_WAIT_S", 30))
