@@ -16,6 +16,7 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
+use super::working_directory::Stay;
 use crate::model::limits::XATTR_BYTES_MAX;
 use crate::model::{Kind, Metadata, Timestamp, Xattr};
 
@@ -94,34 +95,28 @@ pub fn read_xattrs_at(
     name: &[u8],
     left_out: impl FnMut(&[u8]),
 ) -> io::Result<Vec<Xattr>> {
-    let mut path = descriptor_path(directory.as_fd()).into_bytes();
-    path.push(b'/');
-    path.extend_from_slice(name);
-    read_with(
-        left_out,
-        |buffer| rustix::fs::llistxattr(&path[..], buffer),
-        |name, buffer| rustix::fs::lgetxattr(&path[..], name, buffer),
-    )
+    NamedXattrs::new(directory).read(name, left_out)
 }
 
-/// Reads the mirrored attributes of many entries of one directory, by their names.
+/// Reads the mirrored attributes of many entries of one directory, by their names. It is the
+/// thread's working directory meanwhile.
 #[derive(Debug)]
 pub struct NamedXattrs {
+    /// What leads to the directory, and then the name of an entry.
     path: Vec<u8>,
     directory_bytes: usize,
+    _stay: Option<Stay>,
 }
 
 impl NamedXattrs {
-    /// Returns what reads in this directory, for as long as that is open.
+    /// Returns what reads in this directory, which must stay open.
     pub fn new(directory: impl AsFd) -> Self {
-        // Each name is looked up along all of this path: a link less on it is a fifth of the time.
-        static OWN: std::sync::OnceLock<String> = std::sync::OnceLock::new();
-        let own = OWN.get_or_init(|| {
-            let own = rustix::fs::readlink("/proc/self", Vec::new()).ok();
-            own.and_then(|own| own.into_string().ok()).unwrap_or_else(|| "self".into())
-        });
-        let path = format!("/proc/{own}/fd/{}/", directory.as_fd().as_raw_fd());
-        NamedXattrs { directory_bytes: path.len(), path: path.into_bytes() }
+        let stay = Stay::begin(&directory);
+        let path = match stay {
+            Some(_) => Vec::new(),
+            None => format!("{}/", descriptor_path(directory.as_fd())).into_bytes(),
+        };
+        NamedXattrs { directory_bytes: path.len(), path, _stay: stay }
     }
 
     /// As [`read_xattrs`], of the entry `name` itself. It costs no memory if there are none.
@@ -129,12 +124,12 @@ impl NamedXattrs {
     /// # Errors
     ///
     /// What keeps the attributes from being read.
-    pub fn read(&mut self, name: &[u8]) -> io::Result<Vec<Xattr>> {
+    pub fn read(&mut self, name: &[u8], left_out: impl FnMut(&[u8])) -> io::Result<Vec<Xattr>> {
         self.path.truncate(self.directory_bytes);
         self.path.extend_from_slice(name);
         let path = &self.path[..];
         read_with(
-            |_| (),
+            left_out,
             |buffer| rustix::fs::llistxattr(path, buffer),
             |name, buffer| rustix::fs::lgetxattr(path, name, buffer),
         )

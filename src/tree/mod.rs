@@ -9,6 +9,7 @@ pub mod replica;
 pub mod root;
 pub mod stage_reader;
 pub mod survey;
+mod working_directory;
 
 pub use reader::{Holder, Opened, Reader, Seen};
 pub use replica::{Applied, ApplyError, Replica, ReplicaError};

@@ -55,7 +55,6 @@ struct Directory {
     path: TreePath,
     fd: OwnedFd,
     hasher: DirectoryHasher,
-    xattrs: NamedXattrs,
     names: Names,
     /// Which of them is next.
     next: usize,
@@ -161,17 +160,14 @@ impl Survey {
                 }
             }
         };
-        for _ in 0..entries_max {
-            if directory.read_next(&mut glance).is_none() {
-                let Directory { path, hasher, names, is_unreadable, .. } = directory;
-                self.push_directories(&path, &names, None);
-                let digest = (!is_unreadable).then(|| hasher.finish());
-                let entries = names.entries.len() as u64;
-                return Step::Directory(Surveyed { path, digest, entries });
-            }
+        if !directory.read_some(entries_max, &mut glance) {
+            self.current = Some(directory);
+            return Step::More;
         }
-        self.current = Some(directory);
-        Step::More
+        let Directory { path, hasher, names, is_unreadable, .. } = directory;
+        self.push_directories(&path, &names, None);
+        let digest = (!is_unreadable).then(|| hasher.finish());
+        Step::Directory(Surveyed { path, digest, entries: names.entries.len() as u64 })
     }
 
     fn open(&mut self, root: &Root, path: &TreePath) -> io::Result<Directory> {
@@ -183,8 +179,7 @@ impl Survey {
         });
         let hasher = DirectoryHasher::new(self.lacks, metadata_of(&stat_fd(&fd)?, xattrs));
         let names = self.list(&fd, path)?;
-        let xattrs = NamedXattrs::new(&fd);
-        Ok(Directory { path: path.clone(), fd, hasher, xattrs, names, next: 0, is_unreadable })
+        Ok(Directory { path: path.clone(), fd, hasher, names, next: 0, is_unreadable })
     }
 
     fn list(&mut self, fd: &OwnedFd, path: &TreePath) -> io::Result<Names> {
@@ -241,20 +236,27 @@ impl Survey {
 }
 
 impl Directory {
-    /// Reads the next entry. `None` if there is none.
-    fn read_next(&mut self, glance: &mut impl FnMut(&TreePath, &[u8], Glance)) -> Option<()> {
-        let (name, file_type) = self.names.get(self.next)?;
-        self.next += 1;
-        if file_type == FileType::Directory {
-            self.hasher.directory(name);
-            return Some(());
+    /// Reads `entries_max` entries at most. Returns whether none is left.
+    fn read_some(
+        &mut self,
+        entries_max: usize,
+        glance: &mut impl FnMut(&TreePath, &[u8], Glance),
+    ) -> bool {
+        let mut xattrs = NamedXattrs::new(&self.fd);
+        for _ in 0..entries_max {
+            let Some((name, file_type)) = self.names.get(self.next) else { return true };
+            self.next += 1;
+            if file_type == FileType::Directory {
+                self.hasher.directory(name);
+                continue;
+            }
+            match read_entry(&self.fd, &mut xattrs, &mut self.hasher, name) {
+                Ok(seen) => glance(&self.path, name, seen),
+                Err(Errno::NOENT) => {}
+                Err(_) => self.is_unreadable = true,
+            }
         }
-        match read_entry(&self.fd, &mut self.xattrs, &mut self.hasher, name) {
-            Ok(seen) => glance(&self.path, name, seen),
-            Err(Errno::NOENT) => {}
-            Err(_) => self.is_unreadable = true,
-        }
-        Some(())
+        false
     }
 }
 
@@ -278,7 +280,7 @@ fn read_entry(
     } else if linked {
         hasher.linked(name, &kind);
     } else {
-        hasher.entry(name, &kind, metadata_of(&stat, xattrs.read(name).map_err(raw)?));
+        hasher.entry(name, &kind, metadata_of(&stat, xattrs.read(name, |_| ()).map_err(raw)?));
     }
     Ok(Glance {
         linked: linked.then(|| identity_of(&stat)),
