@@ -302,8 +302,8 @@ impl Opened {
     pub fn digest(&self) -> io::Result<([u8; 32], bool)> {
         let file = self.file.as_ref().ok_or(Errno::BADF)?;
         let mut hasher = blake3::Hasher::new();
-        let mut buffer = vec![0; 256 << 10];
         let mut rest = self.stamp.size;
+        let mut buffer = vec![0; usize::try_from(rest).unwrap_or(usize::MAX).min(256 << 10)];
         while rest > 0 {
             let want = buffer.len().min(usize::try_from(rest).unwrap_or(usize::MAX));
             match rustix::io::read(file, &mut buffer[..want]) {
@@ -411,7 +411,7 @@ fn opened_directory(
     }))
 }
 
-/// Calls `each` with every name of a directory but `.` and `..`.
+/// Calls `each` with every name of a directory that was just opened, but not with `.` and `..`.
 ///
 /// # Errors
 ///
@@ -422,7 +422,6 @@ pub fn list_directory(
     buffer: &mut [MaybeUninit<u8>],
     mut each: impl FnMut(&[u8], FileType) -> io::Result<()>,
 ) -> io::Result<()> {
-    rustix::fs::seek(&fd, SeekFrom::Start(0))?;
     let mut iterator = RawDir::new(fd, buffer);
     while let Some(entry) = iterator.next() {
         let entry = entry?;

@@ -10,6 +10,7 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::time::Duration;
 
 use rustix::fs::FileType;
 use rustix::io::Errno;
@@ -21,6 +22,13 @@ use crate::model::limits::{NAME_BYTES_MAX, PATH_BYTES_MAX};
 use crate::model::path::{CONTROL_NAME, STAGE_PREFIX};
 use crate::model::survey::{DirectoryHasher, walk_order};
 use crate::model::{Glance, Kind, Lacks, Surveyed, TreePath};
+
+/// Longest time for which a tree is surveyed in one turn: what changes, heartbeats and other roles
+/// wait for it, and so does the other side, which surveys what is told at the end of a turn.
+pub const SURVEY_TIME_MAX: Duration = Duration::from_millis(2);
+
+/// Entries that are read between two looks at the time.
+pub const STEP_ENTRIES: usize = 64;
 
 /// Memory for what a system call tells of a directory.
 const LIST_BUFFER_BYTES: usize = 64 << 10;

@@ -2,12 +2,10 @@
 
 use std::time::Instant;
 
-use super::{BATCH_TIME_MAX, Batch};
+use super::Batch;
 use crate::session::Sender;
+use crate::tree::survey::{STEP_ENTRIES, SURVEY_TIME_MAX};
 use crate::tree::{Root, Step, Survey};
-
-/// Entries that are read between two looks at the time.
-const STEP_ENTRIES: usize = 256;
 
 /// A survey and its number.
 pub(in crate::role) type NumberedSurvey = (u64, Survey);
@@ -22,7 +20,7 @@ impl Batch {
         survey: &mut Option<NumberedSurvey>,
         root: &Root,
     ) -> bool {
-        let deadline = Instant::now() + BATCH_TIME_MAX;
+        let deadline = Instant::now() + SURVEY_TIME_MAX;
         while let Some(item) = sender.poll_digest() {
             self.push(&item);
         }

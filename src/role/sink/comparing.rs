@@ -1,16 +1,10 @@
 //! Comparing the replica with the digests of its upstream.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::Sink;
+use crate::tree::survey::{STEP_ENTRIES, SURVEY_TIME_MAX};
 use crate::tree::{Step, Survey};
-
-/// Longest time for which the replica is surveyed in one turn: items, heartbeats and other roles
-/// wait for it.
-const SURVEY_TIME_MAX: Duration = Duration::from_millis(20);
-
-/// Entries that are read between two looks at the time.
-const STEP_ENTRIES: usize = 256;
 
 impl Sink {
     /// Returns whether there is something to compare now: not while what was applied is not in
