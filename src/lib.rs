@@ -34,6 +34,7 @@ pub mod journal;
 pub mod model;
 pub mod role;
 pub mod session;
+pub mod transport;
 pub mod tree;
 pub mod watch;
 pub mod wire;
