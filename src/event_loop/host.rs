@@ -19,6 +19,8 @@ use super::stream::Stream;
 use super::switchboard::{Crowd, Slot, Switchboard};
 use super::{RoleId, Upstream};
 use crate::role::{LinkError, LinkId, Peer, Received, Role, RoleError};
+use crate::transport::tls::{NotAdmitted, TlsError};
+use crate::transport::{KnownUpstreams, TlsConfigs};
 use crate::wire::{Refusal, Url};
 
 /// A role and all that belongs to it; nothing of one host is shared with another.
@@ -31,6 +33,11 @@ pub(super) struct Host {
     pub(super) had_local: bool,
     dial: Dial,
     listeners: Vec<(Token, Listener)>,
+    /// How the role shows who it is, and judges who others are.
+    tls: TlsConfigs,
+    /// Whether the upstream has ever said anything: until then, what is wrong with it is for a
+    /// person to put right.
+    has_met_upstream: bool,
     links: BTreeMap<LinkId, Link>,
     /// Whether the role was called since its links were last asked for frames.
     is_touched: bool,
@@ -45,6 +52,7 @@ enum ReadEnd {
     Drained,
     TurnOver,
     Closed(String),
+    Lost(io::Error),
     Failed(LinkError),
 }
 
@@ -70,11 +78,28 @@ impl Host {
             had_local: false,
             dial: Dial::Idle,
             listeners: Vec::new(),
+            tls: TlsConfigs::default(),
+            has_met_upstream: false,
             links: BTreeMap::new(),
             is_touched: true,
             is_crowded: false,
             has_more: false,
         })
+    }
+
+    /// Shows and judges keys by `tls` from now on. Whoever is connected and is not let in any more
+    /// is turned out.
+    pub(super) fn secure(&mut self, tls: TlsConfigs, switchboard: &mut Switchboard) {
+        self.tls = tls;
+        let is_out = |link: &Link| {
+            let config = self.tls.of(link.peer);
+            link.key.is_some_and(|key| config.is_none_or(|config| !config.admits(&key)))
+        };
+        let out: Vec<LinkId> =
+            self.links.iter().filter(|(_, link)| is_out(link)).map(|(id, _)| *id).collect();
+        for id in out {
+            self.close(id, "its key is not let in any more", switchboard);
+        }
     }
 
     /// Accepts connections from `listener` from now on.
@@ -111,7 +136,8 @@ impl Host {
             Dial::Idle | Dial::Resolving => None,
         };
         let listeners = self.listeners.iter().filter_map(|(_, listener)| listener.paused_until);
-        self.role.poll_timeout().into_iter().chain(dial).chain(listeners).min()
+        let handshakes = self.links.values().filter_map(|link| link.handshake_until);
+        self.role.poll_timeout().into_iter().chain(dial).chain(listeners).chain(handshakes).min()
     }
 
     /// Handles the role's own descriptors becoming readable.
@@ -151,8 +177,10 @@ impl Host {
                     if listener.paused_until.take().is_some() {
                         tracing::info!("{} accepts connections again", listener.url());
                     }
+                    let is_secure = matches!(listener.url(), Url::Tls(_));
                     gave_way += usize::from(self.make_place(switchboard));
-                    self.connected(stream, Peer::Downstream, None, &peer, now, switchboard);
+                    let end = (Peer::Downstream, is_secure);
+                    self.connected(stream, end, None, &peer, now, switchboard);
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     listener.paused_until = None;
@@ -238,6 +266,11 @@ impl Host {
         if matches!(&self.dial, Dial::Connecting(attempt) if is_due(&attempt.deadline)) {
             self.attempt_failed(&io::ErrorKind::TimedOut.into(), now, switchboard);
         }
+        let late = |(_, link): &(&LinkId, &Link)| link.handshake_until.as_ref().is_some_and(is_due);
+        let late: Vec<LinkId> = self.links.iter().filter(late).map(|(id, _)| *id).collect();
+        for id in late {
+            self.handshake_failed(id, &io::ErrorKind::TimedOut.into(), switchboard)?;
+        }
         if self.role.poll_timeout().as_ref().is_some_and(is_due) {
             self.is_touched = true;
             self.role.handle_timeout(now)?;
@@ -261,7 +294,7 @@ impl Host {
         }
         let begun = match url {
             Url::Unix(path) => dial::begin_unix(path),
-            Url::Tcp(at) => match dial::known_addresses(at) {
+            Url::Tls(at) | Url::Tcp(at) => match dial::known_addresses(at) {
                 Some(addresses) => dial::begin_tcp(addresses),
                 None => match switchboard.resolve(self.id, at.clone()) {
                     Ok(()) => {
@@ -271,7 +304,7 @@ impl Host {
                     Err(error) => Err(error),
                 },
             },
-            Url::Tls(_) | Url::Ssh(_) => Err(io::ErrorKind::Unsupported.into()),
+            Url::Ssh(_) => Err(io::ErrorKind::Unsupported.into()),
         };
         self.attempt(begun, now, switchboard);
     }
@@ -298,17 +331,20 @@ impl Host {
                 let Dial::Connecting(attempt) = std::mem::take(&mut self.dial) else { return };
                 let (stream, token) = (attempt.stream, Some(attempt.token));
                 let name = self.upstream_name();
-                self.connected(stream, Peer::Upstream, token, &name, now, switchboard);
+                let is_secure = matches!(self.upstream, Some(Upstream::Url(Url::Tls(_))));
+                let end = (Peer::Upstream, is_secure);
+                self.connected(stream, end, token, &name, now, switchboard);
             }
             Err(error) => self.attempt_failed(&error, now, switchboard),
         }
     }
 
-    /// Takes a connected stream as a link, registered already if it has a `token`.
+    /// Takes a connected stream as a link, registered already if it has a `token`; `end` is what
+    /// the peer is, and whether it must show who it is.
     pub(super) fn connected(
         &mut self,
-        mut stream: Stream,
-        peer: Peer,
+        stream: Stream,
+        (peer, is_secure): (Peer, bool),
         token: Option<Token>,
         name: &str,
         now: Instant,
@@ -323,25 +359,118 @@ impl Host {
             }
             None => switchboard.allot(Slot::Link(self.id)),
         };
-        let mut set_up = stream.set_nodelay();
-        if !is_watched {
-            set_up = set_up.and_then(|()| switchboard.watch(&mut stream, token));
-        }
-        if let Err(error) = set_up {
-            // Only a connection that broke at once, or a kernel without memory, comes here.
-            tracing::debug!("{}: gave up a new connection, {name}: {error}", self.name);
-            switchboard.release(token);
-            if peer == Peer::Upstream {
-                self.unreachable(&error, now);
+        let set_up = || {
+            stream.set_nodelay()?;
+            let mut stream = match self.tls.of(peer) {
+                _ if !is_secure => stream,
+                Some(config) => stream.secured(config)?,
+                None => return Err(io::Error::other("there is no key to show")),
+            };
+            if !is_watched {
+                switchboard.watch(&mut stream, token)?;
             }
-            return;
-        }
-        let link = LinkId(token.0 as u64);
-        tracing::debug!(link = link.0, "{}: connected, {name}", self.name);
-        self.links.insert(link, Link::new(stream));
+            Ok(stream)
+        };
+        let stream = match set_up() {
+            Ok(stream) => stream,
+            Err(error) => {
+                // Only a connection that broke at once, or a kernel without memory, comes here.
+                tracing::debug!("{}: gave up a new connection, {name}: {error}", self.name);
+                switchboard.release(token);
+                if peer == Peer::Upstream {
+                    self.unreachable(&error, now);
+                }
+                return;
+            }
+        };
+        let id = LinkId(token.0 as u64);
+        tracing::debug!(link = id.0, "{}: connected, {name}", self.name);
+        let link = Link::new(stream, peer, name, now);
+        let is_open = link.is_open();
+        self.links.insert(id, link);
         self.has_more = true;
         self.is_touched = true;
-        self.role.handle_connected(link, peer, now);
+        if is_open {
+            self.role.handle_connected(id, peer, now);
+        }
+    }
+
+    /// Goes on with a handshake, after which the role knows of the link.
+    fn shake_hands(
+        &mut self,
+        id: LinkId,
+        switchboard: &mut Switchboard,
+    ) -> Result<bool, RoleError> {
+        let Some(link) = self.links.get_mut(&id) else { return Ok(false) };
+        match link.shake_hands() {
+            Ok(false) => Ok(false),
+            Ok(true) => {
+                let peer = link.peer;
+                let key = link.key.map(|key| key.fingerprint()).unwrap_or_default();
+                tracing::debug!(link = id.0, "{}: {} has the key {key}", self.name, link.name);
+                self.role.handle_connected(id, peer, Instant::now());
+                Ok(true)
+            }
+            Err(error) => self.handshake_failed(id, &error, switchboard).map(|()| false),
+        }
+    }
+
+    /// Gives up a connection whose ends did not come to know each other. Fails if it was to an
+    /// upstream that never was another.
+    fn handshake_failed(
+        &mut self,
+        id: LinkId,
+        error: &io::Error,
+        switchboard: &mut Switchboard,
+    ) -> Result<(), RoleError> {
+        let Some(link) = self.links.remove(&id) else { return Ok(()) };
+        switchboard.release(Token(id.0 as usize));
+        if link.peer == Peer::Upstream {
+            let reason = self.upstream_failure(error);
+            if TlsError::of(error).is_some_and(TlsError::is_lasting) && !self.has_met_upstream {
+                return Err(RoleError(reason));
+            }
+            self.is_touched = true;
+            // What the role knows of was open: in TLS 1.3 a client learns late that it is rejected.
+            self.role.handle_closed(link.is_open().then_some(id), &reason, Instant::now());
+            return Ok(());
+        }
+        match TlsError::of(error) {
+            Some(TlsError::Unknown(NotAdmitted(key))) => tracing::warn!(
+                "{}: turned away {}, whose key is not let in; if it should be, add this line to \
+                 authorized_peers, and send SIGHUP: {key}",
+                self.name,
+                link.name
+            ),
+            _ => tracing::debug!(link = id.0, "{}: no handshake, {error}", self.name),
+        }
+        Ok(())
+    }
+
+    /// Returns what a person must know of a connection to the upstream that failed.
+    fn upstream_failure(&self, error: &io::Error) -> String {
+        let name = self.upstream_name();
+        match (TlsError::of(error), &self.upstream) {
+            (Some(TlsError::Unknown(NotAdmitted(key))), Some(Upstream::Url(Url::Tls(at)))) => {
+                format!(
+                    "{name}: nothing says that its key is {}; ask its owner what mirror key prints \
+                     there, and if it is the same, add this line to known_upstreams in the state \
+                     directory: {}",
+                    key.fingerprint(),
+                    KnownUpstreams::line(at, key)
+                )
+            }
+            (Some(TlsError::Rejected), _) => {
+                let own = self.tls.of(Peer::Upstream).map(|config| config.own().to_string());
+                format!(
+                    "{name}: it does not let this node in; have this line added to its \
+                     authorized_peers: {}",
+                    own.unwrap_or_default()
+                )
+            }
+            (Some(error), _) => format!("{name}: {error}"),
+            (None, _) => format!("cannot connect to {name}: {error}"),
+        }
     }
 
     /// Reads what came in.
@@ -374,6 +503,10 @@ impl Host {
     pub(super) fn say_goodbye(&mut self, switchboard: &mut Switchboard) {
         let now = Instant::now();
         for (id, link) in std::mem::take(&mut self.links) {
+            if !link.is_open() {
+                switchboard.release(Token(id.0 as usize));
+                continue;
+            }
             switchboard.see_off(id, link.into_farewell(&Refusal::ShuttingDown, now));
         }
         for (token, _) in self.listeners.drain(..) {
@@ -400,8 +533,13 @@ impl Host {
     }
 
     fn read_link(&mut self, id: LinkId, switchboard: &mut Switchboard) -> Result<(), RoleError> {
+        let is_open = self.links.get(&id).is_some_and(Link::is_open);
+        if !is_open && !self.shake_hands(id, switchboard)? {
+            return Ok(());
+        }
         let Some(link) = self.links.get_mut(&id) else { return Ok(()) };
         self.is_touched = true;
+        self.has_met_upstream |= link.has_spoken && link.peer == Peer::Upstream;
         match read_frames(link, self.role.as_mut(), id) {
             ReadEnd::Drained => match self.role.handle_drained(id, Instant::now()) {
                 Ok(()) => {
@@ -420,6 +558,16 @@ impl Host {
                 self.close(id, &reason, switchboard);
                 Ok(())
             }
+            ReadEnd::Lost(error) => {
+                let link = self.links.get(&id);
+                let upstream = link.filter(|link| link.peer == Peer::Upstream);
+                let is_lasting = TlsError::of(&error).is_some_and(TlsError::is_lasting);
+                if is_lasting && upstream.is_some_and(|link| !link.has_spoken) {
+                    return self.handshake_failed(id, &error, switchboard);
+                }
+                self.close(id, &format!("the connection is lost: {error}"), switchboard);
+                Ok(())
+            }
             ReadEnd::Failed(error) => self.link_failed(id, error, switchboard),
         }
     }
@@ -427,7 +575,8 @@ impl Host {
     /// Asks each link for frames, one each in turns, so that one with much to send does not
     /// keep the others waiting.
     fn send(&mut self, switchboard: &mut Switchboard) -> Result<(), RoleError> {
-        let links: Vec<LinkId> = self.links.keys().copied().collect();
+        let is_open = |(_, link): &(&LinkId, &Link)| link.is_open();
+        let links: Vec<LinkId> = self.links.iter().filter(is_open).map(|(id, _)| *id).collect();
         for id in &links {
             if let Err(error) = self.role.check(*id, Instant::now()) {
                 self.link_failed(*id, error, switchboard)?;
@@ -487,8 +636,9 @@ impl Host {
     }
 
     fn close(&mut self, id: LinkId, reason: &str, switchboard: &mut Switchboard) {
-        if self.links.remove(&id).is_some() {
-            switchboard.release(Token(id.0 as usize));
+        let Some(link) = self.links.remove(&id) else { return };
+        switchboard.release(Token(id.0 as usize));
+        if link.is_open() {
             self.closed(id, reason, Instant::now());
         }
     }
@@ -560,7 +710,7 @@ fn read_frames(link: &mut Link, role: &mut dyn Role, id: LinkId) -> ReadEnd {
                 budget = budget.saturating_sub(count);
                 role.handle_received(id, Instant::now());
             }
-            Err(error) => return ReadEnd::Closed(format!("the connection is lost: {error}")),
+            Err(error) => return ReadEnd::Lost(error),
         }
         loop {
             match link.decoder.next_frame() {

@@ -1,20 +1,31 @@
 //! One connection of a role: its socket, what came in, what waits to go out.
 
 use std::io::{self, Read};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::limits::{FAREWELL_BYTES_MAX, FAREWELL_TIME_MAX, OUTBOX_BYTES_FLUSH, OUTBOX_BYTES_MAX};
 use super::outbox::Outbox;
 use super::stream::Stream;
+use crate::model::limits::HANDSHAKE_MS_MAX;
+use crate::role::Peer;
+use crate::transport::PublicKey;
 use crate::wire::{EncodedFrame, FrameDecoder, Message, Refusal, encode_message};
 
-/// A connection that a role knows.
+/// A connection of a role, which knows it as soon as both ends know each other.
 ///
 /// Readiness is edge-triggered: `readable` and `writable` hold from the event that says so
 /// until the socket would block, and only then will there be another event.
 #[derive(Debug)]
 pub(super) struct Link {
     stream: Stream,
+    /// Which end of it we are: what the peer is to the role.
+    pub(super) peer: Peer,
+    /// Where the peer is.
+    pub(super) name: String,
+    /// When it is given up, while the ends do not know each other.
+    pub(super) handshake_until: Option<Instant>,
+    /// The key that the peer has shown.
+    pub(super) key: Option<PublicKey>,
     pub(super) decoder: FrameDecoder,
     outbox: Outbox,
     pub(super) readable: bool,
@@ -28,9 +39,15 @@ pub(super) struct Link {
 
 impl Link {
     /// Takes a connected stream, of which nothing was read or written yet.
-    pub(super) fn new(stream: Stream) -> Link {
+    pub(super) fn new(stream: Stream, peer: Peer, name: &str, now: Instant) -> Link {
+        let handshake_until =
+            stream.needs_handshake().then(|| now + Duration::from_millis(HANDSHAKE_MS_MAX));
         Link {
             stream,
+            peer,
+            name: name.to_string(),
+            handshake_until,
+            key: None,
             decoder: FrameDecoder::default(),
             outbox: Outbox::default(),
             readable: true,
@@ -40,9 +57,27 @@ impl Link {
         }
     }
 
+    /// Returns whether the role knows of it.
+    pub(super) fn is_open(&self) -> bool {
+        self.handshake_until.is_none()
+    }
+
+    /// Goes on until both ends know each other. Returns whether they do.
+    pub(super) fn shake_hands(&mut self) -> io::Result<bool> {
+        let key = self.stream.handshake()?;
+        if let Some(key) = key {
+            self.key = key;
+            self.handshake_until = None;
+        } else {
+            // The next event says when to go on.
+            (self.readable, self.writable) = (false, false);
+        }
+        Ok(key.is_some())
+    }
+
     /// Returns whether the role may be asked for another frame.
     pub(super) fn has_room(&self) -> bool {
-        self.outbox.bytes() < OUTBOX_BYTES_MAX && self.broken.is_none()
+        self.outbox.bytes() < OUTBOX_BYTES_MAX && self.broken.is_none() && self.is_open()
     }
 
     /// Returns how much waits for the socket.
@@ -61,7 +96,7 @@ impl Link {
 
     /// Writes what the socket takes.
     pub(super) fn flush(&mut self) {
-        if !self.writable || self.broken.is_some() {
+        if !self.writable || self.broken.is_some() || !self.is_open() {
             return;
         }
         match self.outbox.write_to(&mut self.stream) {

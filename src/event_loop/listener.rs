@@ -38,11 +38,12 @@ impl Listener {
     pub(super) fn bind(url: &Url) -> Result<Listener, LoopError> {
         let error = |error| LoopError::Listen { url: url.clone(), reason: reason(url, &error) };
         let (socket, url) = match url {
-            Url::Tcp(at) => {
+            Url::Tcp(at) | Url::Tls(at) => {
                 let listener = bind_tcp(at).map_err(error)?;
                 let bound = listener.local_addr().map_err(error)?;
-                let url = Url::Tcp(HostPort { host: bound.ip().to_string(), port: bound.port() });
-                (Socket::Tcp(listener), url)
+                let bound = HostPort { host: bound.ip().to_string(), port: bound.port() };
+                let is_tls = matches!(url, Url::Tls(_));
+                (Socket::Tcp(listener), if is_tls { Url::Tls(bound) } else { Url::Tcp(bound) })
             }
             Url::Unix(path) => {
                 let listener = bind_unix(path).map_err(error)?;
@@ -50,7 +51,7 @@ impl Listener {
                 let inode = (file.dev(), file.ino());
                 (Socket::Unix { listener, path: path.clone(), inode }, url.clone())
             }
-            Url::Tls(_) | Url::Ssh(_) => return Err(LoopError::NotBuilt(url.clone())),
+            Url::Ssh(_) => return Err(LoopError::NotBuilt(url.clone())),
         };
         Ok(Listener { socket, url, paused_until: None })
     }

@@ -35,6 +35,7 @@ use signal_hook::consts::signal::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook_mio::v1_0::Signals;
 
 use crate::role::{LinkId, Peer, Received, Role, RoleError};
+use crate::transport::TlsConfigs;
 use crate::wire::Url;
 use host::Host;
 use limits::{FAREWELL_TIME_MAX, PROGRESS_PAUSE};
@@ -95,9 +96,14 @@ pub struct EventLoop {
     stop: Arc<AtomicBool>,
     waker: Arc<Waker>,
     progress: Option<Progress>,
+    /// What says on SIGHUP how roles are secured.
+    loaders: Vec<(RoleId, Box<LoadTls>)>,
     /// The first failure of a role, which [`EventLoop::run`] returns in the end.
     failure: Option<RoleError>,
 }
+
+/// Reads keys and peers anew.
+type LoadTls = dyn FnMut() -> Result<TlsConfigs, RoleError>;
 
 /// Whom to tell how far the roles are.
 struct Progress {
@@ -152,6 +158,7 @@ impl EventLoop {
             stop: Arc::new(AtomicBool::new(false)),
             waker,
             progress: None,
+            loaders: Vec::new(),
             failure: None,
         })
     }
@@ -174,7 +181,7 @@ impl EventLoop {
         listen: &[Url],
         upstream: Option<Upstream>,
     ) -> Result<RoleId, LoopError> {
-        if let Some(Upstream::Url(url @ (Url::Tls(_) | Url::Ssh(_)))) = &upstream {
+        if let Some(Upstream::Url(url @ Url::Ssh(_))) = &upstream {
             return Err(LoopError::NotBuilt(url.clone()));
         }
         if let Some(Upstream::Local(upstream)) = upstream
@@ -192,6 +199,25 @@ impl EventLoop {
         }
         self.hosts.push(Some(host));
         Ok(id)
+    }
+
+    /// Has a role show who it is and judge who others are by what `load` returns, which is called
+    /// now, and again on SIGHUP. What fails then leaves everything as it was.
+    ///
+    /// # Errors
+    ///
+    /// What `load` fails with now.
+    pub fn secure(
+        &mut self,
+        id: RoleId,
+        mut load: impl FnMut() -> Result<TlsConfigs, RoleError> + 'static,
+    ) -> Result<(), LoopError> {
+        let tls = load()?;
+        if let Some(host) = &mut self.hosts[id.0] {
+            host.secure(tls, &mut self.switchboard);
+        }
+        self.loaders.push((id, Box::new(load)));
+        Ok(())
     }
 
     /// Returns where a role listens, with the ports that the kernel chose.
@@ -301,11 +327,22 @@ impl EventLoop {
     fn handle_signals(&mut self) {
         for signal in self.signals.pending() {
             match signal {
-                SIGHUP => tracing::info!("SIGHUP: nothing to reload yet"),
+                SIGHUP => self.reload(),
                 _ => {
                     tracing::info!("{}: ending", signal_name(signal));
                     self.stop.store(true, Ordering::Release);
                 }
+            }
+        }
+    }
+
+    fn reload(&mut self) {
+        tracing::info!("SIGHUP: reading keys and peers again");
+        for (id, load) in &mut self.loaders {
+            let Some(host) = &mut self.hosts[id.0] else { continue };
+            match load() {
+                Ok(tls) => host.secure(tls, &mut self.switchboard),
+                Err(error) => tracing::error!("{}: {error}; all stays as it was", host.name),
             }
         }
     }
@@ -351,7 +388,8 @@ impl EventLoop {
                 for (id, stream, peer) in ends {
                     self.with_host(id, |host, switchboard| {
                         let name = "a role of this process";
-                        host.connected(Stream::Unix(stream), peer, None, name, now, switchboard);
+                        let stream = Stream::Unix(stream);
+                        host.connected(stream, (peer, false), None, name, now, switchboard);
                         Ok(())
                     });
                 }

@@ -37,7 +37,7 @@ impl Outbox {
         self.bytes = self.frames.front().map_or(0, |frame| frame.len() - self.written);
     }
 
-    /// Writes until all is written, which returns `true`, or `writer` would block.
+    /// Writes until all is written and flushed, which returns `true`, or `writer` would block.
     pub(super) fn write_to(&mut self, writer: &mut impl Write) -> io::Result<bool> {
         while self.bytes > 0 {
             let mut slices = [IoSlice::new(&[]); SLICES_MAX];
@@ -56,7 +56,11 @@ impl Outbox {
                 Err(error) => return Err(error),
             }
         }
-        Ok(true)
+        match writer.flush() {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     fn advance(&mut self, mut count: usize) {

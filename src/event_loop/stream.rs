@@ -1,4 +1,4 @@
-//! TCP and Unix stream sockets under one name.
+//! TCP and Unix stream sockets under one name, in the clear or encrypted.
 
 use std::io::{self, IoSlice, Read, Write};
 use std::net::Shutdown;
@@ -7,6 +7,9 @@ use mio::event::Source;
 use mio::net::{TcpStream, UnixStream};
 use mio::{Interest, Registry, Token};
 
+use crate::transport::PublicKey;
+use crate::transport::tls::{TlsConfig, TlsSession};
+
 /// A connected, or connecting, stream socket that never blocks.
 #[derive(Debug)]
 pub(super) enum Stream {
@@ -14,14 +17,37 @@ pub(super) enum Stream {
     Tcp(TcpStream),
     /// A Unix socket, or one end of a pair.
     Unix(UnixStream),
+    /// TLS over one of these.
+    Tls(Box<TlsSession<Stream>>),
 }
 
 impl Stream {
+    /// Returns the stream with TLS over it.
+    pub(super) fn secured(self, config: &TlsConfig) -> io::Result<Stream> {
+        let session = config.begin(self).map_err(io::Error::other)?;
+        Ok(Stream::Tls(Box::new(session)))
+    }
+
+    /// Returns whether both ends must come to know each other before anything else.
+    pub(super) fn needs_handshake(&self) -> bool {
+        matches!(self, Stream::Tls(_))
+    }
+
+    /// Goes on with the handshake; `None` if it would block before its end. The key is that of
+    /// the peer, if it has one.
+    pub(super) fn handshake(&mut self) -> io::Result<Option<Option<PublicKey>>> {
+        match self {
+            Stream::Tls(session) => Ok(session.handshake()?.map(Some)),
+            Stream::Tcp(_) | Stream::Unix(_) => Ok(Some(None)),
+        }
+    }
+
     /// Returns whether a connection that was begun is made by now, or why it failed.
     pub(super) fn finish_connect(&self) -> io::Result<bool> {
         let error = match self {
             Stream::Tcp(stream) => stream.take_error()?,
             Stream::Unix(stream) => stream.take_error()?,
+            Stream::Tls(session) => return session.stream().finish_connect(),
         };
         if let Some(error) = error {
             return Err(error);
@@ -29,6 +55,7 @@ impl Stream {
         let peer = match self {
             Stream::Tcp(stream) => stream.peer_addr().map(drop),
             Stream::Unix(stream) => stream.peer_addr().map(drop),
+            Stream::Tls(_) => Ok(()),
         };
         match peer {
             Ok(()) => Ok(true),
@@ -42,14 +69,19 @@ impl Stream {
         match self {
             Stream::Tcp(stream) => stream.set_nodelay(true),
             Stream::Unix(_) => Ok(()),
+            Stream::Tls(session) => session.stream().set_nodelay(),
         }
     }
 
     /// Tells the peer that nothing more comes.
-    pub(super) fn shut_down_write(&self) -> io::Result<()> {
+    pub(super) fn shut_down_write(&mut self) -> io::Result<()> {
         match self {
             Stream::Tcp(stream) => stream.shutdown(Shutdown::Write),
             Stream::Unix(stream) => stream.shutdown(Shutdown::Write),
+            Stream::Tls(session) => {
+                session.say_goodbye();
+                session.stream_mut().shut_down_write()
+            }
         }
     }
 }
@@ -59,6 +91,7 @@ impl Read for Stream {
         match self {
             Stream::Tcp(stream) => stream.read(buffer),
             Stream::Unix(stream) => stream.read(buffer),
+            Stream::Tls(session) => session.read(buffer),
         }
     }
 }
@@ -68,6 +101,7 @@ impl Write for Stream {
         match self {
             Stream::Tcp(stream) => stream.write(bytes),
             Stream::Unix(stream) => stream.write(bytes),
+            Stream::Tls(session) => session.write(bytes),
         }
     }
 
@@ -75,11 +109,15 @@ impl Write for Stream {
         match self {
             Stream::Tcp(stream) => stream.write_vectored(slices),
             Stream::Unix(stream) => stream.write_vectored(slices),
+            Stream::Tls(session) => session.write_vectored(slices),
         }
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        Ok(())
+        match self {
+            Stream::Tcp(_) | Stream::Unix(_) => Ok(()),
+            Stream::Tls(session) => session.flush(),
+        }
     }
 }
 
@@ -88,6 +126,7 @@ impl Source for Stream {
         match self {
             Stream::Tcp(stream) => stream.register(registry, token, on),
             Stream::Unix(stream) => stream.register(registry, token, on),
+            Stream::Tls(session) => session.stream_mut().register(registry, token, on),
         }
     }
 
@@ -95,6 +134,7 @@ impl Source for Stream {
         match self {
             Stream::Tcp(stream) => stream.reregister(registry, token, on),
             Stream::Unix(stream) => stream.reregister(registry, token, on),
+            Stream::Tls(session) => session.stream_mut().reregister(registry, token, on),
         }
     }
 
@@ -102,6 +142,7 @@ impl Source for Stream {
         match self {
             Stream::Tcp(stream) => stream.deregister(registry),
             Stream::Unix(stream) => stream.deregister(registry),
+            Stream::Tls(session) => session.stream_mut().deregister(registry),
         }
     }
 }

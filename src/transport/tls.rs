@@ -38,19 +38,25 @@ pub type Admits = dyn Fn(&PublicKey) -> bool + Send + Sync;
 
 /// What a node needs to show who it is and to judge who others are, at one end of connections.
 #[derive(Clone)]
-pub enum TlsConfig {
-    /// As the one that is connected to.
+pub struct TlsConfig {
+    side: Side,
+    own: PublicKey,
+    admits: Arc<Admits>,
+}
+
+#[derive(Clone)]
+enum Side {
     Server(Arc<ServerConfig>),
-    /// As the one that connects.
     Client(Arc<ClientConfig>),
 }
 
 impl fmt::Debug for TlsConfig {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str(match self {
-            TlsConfig::Server(_) => "Server",
-            TlsConfig::Client(_) => "Client",
-        })
+        let side = match self.side {
+            Side::Server(_) => "server",
+            Side::Client(_) => "client",
+        };
+        write!(formatter, "TlsConfig of a {side}, {}", self.own)
     }
 }
 
@@ -78,6 +84,11 @@ impl TlsError {
     pub fn of(error: &io::Error) -> Option<&TlsError> {
         error.get_ref().and_then(|inner| inner.downcast_ref())
     }
+
+    /// Returns whether it will be the same until a person does something.
+    pub fn is_lasting(&self) -> bool {
+        matches!(self, TlsError::Unknown(_) | TlsError::Rejected)
+    }
 }
 
 impl From<rustls::Error> for TlsError {
@@ -104,7 +115,7 @@ impl TlsConfig {
     /// Returns what accepts peers whose key is admitted.
     pub fn server(key: &NodeKey, admits: Arc<Admits>) -> TlsConfig {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let verifier = Verifier::new(&provider, admits);
+        let verifier = Verifier::new(&provider, admits.clone());
         let resolver = AlwaysResolvesServerRawPublicKeys::new(certified(key));
         let mut config = ServerConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&TLS13])
@@ -114,13 +125,13 @@ impl TlsConfig {
         config.alpn_protocols = vec![PROTOCOL.to_vec()];
         // A peer whose key is taken back must not come again by a ticket.
         config.send_tls13_tickets = 0;
-        TlsConfig::Server(Arc::new(config))
+        TlsConfig { side: Side::Server(Arc::new(config)), own: key.public(), admits }
     }
 
     /// Returns what connects to upstreams whose key is admitted.
     pub fn client(key: &NodeKey, admits: Arc<Admits>) -> TlsConfig {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let verifier = Verifier::new(&provider, admits);
+        let verifier = Verifier::new(&provider, admits.clone());
         let resolver = AlwaysResolvesClientRawPublicKeys::new(certified(key));
         let mut config = ClientConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&TLS13])
@@ -131,7 +142,17 @@ impl TlsConfig {
         config.alpn_protocols = vec![PROTOCOL.to_vec()];
         config.enable_sni = false;
         config.resumption = rustls::client::Resumption::disabled();
-        TlsConfig::Client(Arc::new(config))
+        TlsConfig { side: Side::Client(Arc::new(config)), own: key.public(), admits }
+    }
+
+    /// Returns the key that peers see.
+    pub fn own(&self) -> PublicKey {
+        self.own
+    }
+
+    /// Returns whether a peer with this key is let in.
+    pub fn admits(&self, key: &PublicKey) -> bool {
+        (self.admits)(key)
     }
 
     /// Begins a session over a stream.
@@ -140,9 +161,9 @@ impl TlsConfig {
     ///
     /// Only what rustls cannot do with such a configuration.
     pub fn begin<S: Read + Write>(&self, stream: S) -> Result<TlsSession<S>, TlsError> {
-        let mut connection = match self {
-            TlsConfig::Server(config) => ServerConnection::new(config.clone())?.into(),
-            TlsConfig::Client(config) => {
+        let mut connection = match &self.side {
+            Side::Server(config) => ServerConnection::new(config.clone())?.into(),
+            Side::Client(config) => {
                 // The key is who it is, under whatever name.
                 let nobody = ServerName::try_from("mirror").expect("it is a name");
                 Connection::from(ClientConnection::new(config.clone(), nobody)?)
