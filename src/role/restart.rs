@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use super::identity::SourceIdentity;
-use super::relay::Replay;
+use super::replay::Replay;
 use super::{RoleError, Source, SourceFeed};
 use crate::journal::catalog::CATALOG_NAME;
 use crate::journal::{Catalog, Cursor, FileError, Journal};

@@ -15,7 +15,7 @@ use super::batch::BATCH_JOBS_MAX;
 use super::identity::SourceIdentity;
 use super::options::SourceOptions;
 use super::problems::Problems;
-use super::relay::Replay;
+use super::replay::Replay;
 use super::restart::{self, Again, Continued, Obstacle};
 use super::{Feed, FeedEvent, LinkId, RoleError, SourceFeed};
 use crate::journal::{FileError, Journal};
