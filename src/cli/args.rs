@@ -6,6 +6,7 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use clap::{ArgAction, Parser, Subcommand, ValueEnum};
 
+use crate::transport::PublicKey;
 use crate::wire::Url;
 
 /// Keeps copies of a directory tree on other hosts identical within milliseconds.
@@ -17,9 +18,9 @@ Examples:
   Mirror a directory to another one, live, until Ctrl-C:
     mirror copy --follow /srv/site /backup/site
 
-  The same from host to host, in a network that you trust:
-    a$ mirror source --listen tcp://[::]:6477 --insecure-plaintext /srv/site
-    b$ mirror sink --insecure-plaintext tcp://a:6477 /backup/site
+  The same from host to host, once each has told the other its key (see mirror key --help):
+    a$ mirror source /srv/site
+    b$ mirror sink a /backup/site
 
 Exit status: 0 success, 1 failure, 2 usage, 3 finished but some entries had problems.
 More: man mirror, man mirror-protocol."
@@ -65,6 +66,8 @@ pub enum Command {
     Sink(SinkArgs),
     /// Follows an upstream as a sink does, and serves others from its replica.
     Relay(RelayArgs),
+    /// Prints the public key of a node, for the authorized_peers and known_upstreams of others.
+    Key(KeyArgs),
     /// Makes one directory equal to another, live, in one process (without --follow not built yet).
     Copy(CopyArgs),
 }
@@ -76,8 +79,8 @@ Examples:
   Serve a site to sinks on this machine:
     mirror source --listen unix:/run/site.sock /srv/site
 
-  Serve it in a network that you trust, to nobody else's eyes:
-    mirror source --listen tcp://10.0.0.1:6477 --insecure-plaintext /srv/site
+  Serve it to other hosts, those whose keys are in authorized_peers (see mirror key --help):
+    mirror source /srv/site
 
 A tree with more directories than the kernel lets you watch is rescanned where it is not
 watched; the log then says how to raise fs.inotify.max_user_watches.")]
@@ -108,6 +111,9 @@ Examples:
   Follow a source on this machine into an empty directory:
     mirror sink unix:/run/site.sock /backup/site
 
+  Follow one on another host, whose key is known (see mirror key --help):
+    mirror sink a.example /backup/site
+
   Turn an old copy, made by other means, into a replica; what is equal is kept:
     mirror sink --adopt unix:/run/site.sock /backup/site
 
@@ -117,8 +123,9 @@ pub struct SinkArgs {
     /// Keeps what belongs to this sink but not to its tree here, outside ROOT.
     #[arg(long, value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
-    /// Where the source is: tcp://HOST:PORT or unix:/PATH.
-    pub upstream: Url,
+    /// Whom it follows.
+    #[command(flatten)]
+    pub upstream: UpstreamArgs,
     /// What is made of its tree.
     #[command(flatten)]
     pub replica: ReplicaArgs,
@@ -131,8 +138,8 @@ pub struct SinkArgs {
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
-  Follow a source and serve sinks of this site, in networks that you trust:
-    mirror relay --listen tcp://[::]:6477 --insecure-plaintext tcp://a:6477 /backup/site
+  Follow a source on host a, and serve the sinks whose keys are in authorized_peers:
+    mirror relay a /backup/site
 
 A sink of a relay has the positions of the source: it can be stopped, and started with the
 source's address or any other relay's of the same tree, and goes on where it was. As with a
@@ -144,8 +151,9 @@ pub struct RelayArgs {
     /// Keeps the journal and what belongs to this relay but not to its tree here, outside ROOT.
     #[arg(long, value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
-    /// Where the source, or another relay, is: tcp://HOST:PORT or unix:/PATH.
-    pub upstream: Url,
+    /// Whom it follows.
+    #[command(flatten)]
+    pub upstream: UpstreamArgs,
     /// What is made of its tree.
     #[command(flatten)]
     pub replica: ReplicaArgs,
@@ -181,18 +189,56 @@ pub struct CopyArgs {
     pub destination: PathBuf,
 }
 
+/// `mirror key`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  Let a sink in:
+    sink$ mirror key /backup/site
+    mirror-ed25519 gAq1ESm3Qbr5q5n9dLVXRzoRi2gmaDhcLpUS0vCOLFM= sink:/backup/site
+    # SHA256:iVvb2xOWHQvXVW8fOZq3Cnk3nPnbBlyM5A4ISF0kXnc
+    source$ cat >> /var/lib/mirror/srv-site/authorized_peers
+
+Each state directory has one key, which is made when it is first needed. To exchange it, remove
+the file named key there, tell the peers the new one, and send SIGHUP.")]
+pub struct KeyArgs {
+    /// The state directory of the role whose key it is.
+    #[arg(long, value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
+    /// The directory that the role serves or makes a replica.
+    #[arg(required_unless_present = "state_dir")]
+    pub root: Option<PathBuf>,
+}
+
 /// What all have that serve others.
 #[derive(Debug, clap::Args)]
 pub struct ServeArgs {
-    /// Accepts sinks at this address, tcp://HOST:PORT or unix:/PATH; may be given many times.
-    #[arg(long, value_name = "URL")]
+    /// Accepts sinks at this address, [tls://]HOST[:PORT], tcp://HOST:PORT or unix:/PATH; may be
+    /// given many times.
+    #[arg(long, value_name = "URL", default_value = "tls://[::]:6477")]
     pub listen: Vec<Url>,
+    /// Lets those in by tls:// whose keys are in this file, a line each as mirror key prints it
+    /// [default: authorized_peers in the state directory]
+    #[arg(long, value_name = "FILE")]
+    pub authorized_peers: Option<PathBuf>,
     /// Lets the journal take this much of the disk; sinks further behind compare trees.
     #[arg(long, value_name = "SIZE", default_value = "256MiB")]
     pub journal_size: ByteSize,
 }
 
 /// What all have that follow an upstream.
+#[derive(Debug, clap::Args)]
+pub struct UpstreamArgs {
+    /// Follows a tls:// upstream only if it has this key, as mirror key prints it there; may be
+    /// given many times [default: what known_upstreams in the state directory says]
+    #[arg(long, value_name = "KEY")]
+    pub upstream_key: Vec<PublicKey>,
+    /// Where the source, or a relay, is: [tls://]HOST[:PORT], tcp://HOST:PORT or unix:/PATH.
+    #[arg(value_name = "UPSTREAM")]
+    pub url: Url,
+}
+
+/// What all have that keep a replica.
 #[derive(Debug, clap::Args)]
 pub struct ReplicaArgs {
     /// Takes a ROOT that is not empty and was never a replica; what differs is overwritten.

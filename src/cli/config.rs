@@ -9,11 +9,14 @@ use std::time::Duration;
 
 use super::Failure;
 use super::args::{
-    Args, Command, CopyArgs, NetworkArgs, RelayArgs, ReplicaArgs, ServeArgs, SinkArgs, SourceArgs,
+    Args, Command, CopyArgs, KeyArgs, NetworkArgs, RelayArgs, ReplicaArgs, ServeArgs, SinkArgs,
+    SourceArgs, UpstreamArgs,
 };
+use super::security::{PinnedUpstream, Security, tls_address};
 use super::state_dir::{StateDirError, name_of, real_path};
 use crate::model::limits::{JOURNAL_BYTES_DEFAULT, JOURNAL_BYTES_MIN};
 use crate::role::{RelayOptions, SinkOptions, SourceOptions};
+use crate::transport::PublicKey;
 use crate::wire::Url;
 
 /// What a copy's source and sink have no options for.
@@ -38,6 +41,8 @@ pub enum Job {
         options: SourceOptions,
         /// Where.
         listen: Vec<Url>,
+        /// Who is let in.
+        security: Security,
     },
     /// Follow an upstream.
     Sink {
@@ -45,6 +50,8 @@ pub enum Job {
         options: SinkOptions,
         /// Which.
         upstream: Url,
+        /// Who it must be.
+        security: Security,
     },
     /// Follow an upstream, and serve what comes of it.
     Relay {
@@ -54,6 +61,13 @@ pub enum Job {
         upstream: Url,
         /// Where.
         listen: Vec<Url>,
+        /// Who is let in, and who the upstream must be.
+        security: Security,
+    },
+    /// Print the public key in the state directory, with this comment.
+    Key {
+        /// What it is the key of.
+        comment: String,
     },
     /// Keep one directory equal to another of this machine.
     CopyFollow {
@@ -121,6 +135,7 @@ impl Config {
             Command::Source(args) => source(args, environment),
             Command::Sink(args) => sink(args, environment),
             Command::Relay(args) => relay(args, environment),
+            Command::Key(args) => key(args, environment),
             Command::Copy(args) => copy(args, environment),
         }
     }
@@ -128,7 +143,7 @@ impl Config {
 
 fn source(args: SourceArgs, environment: &Environment) -> Result<Config, Failure> {
     let journal_bytes = check_serve(&args.serve, &args.network)?;
-    let listen = args.serve.listen;
+    let ServeArgs { listen, authorized_peers, .. } = args.serve;
     let root = real_directory(&args.root)?;
     check_sockets_outside(&listen, &root)?;
     let state_dir = state_dir(args.state_dir, environment, name_of(&root).as_ref())?;
@@ -141,25 +156,64 @@ fn source(args: SourceArgs, environment: &Environment) -> Result<Config, Failure
         accept_root: args.accept_root,
         lock_root: true,
     };
-    Ok(Config { state_dir, job: Job::Source { options, listen } })
+    let authorized = authorized(authorized_peers, &listen, &state_dir);
+    let security = Security { state_dir: state_dir.clone(), authorized, upstream: None };
+    Ok(Config { state_dir, job: Job::Source { options, listen, security } })
 }
 
 fn sink(args: SinkArgs, environment: &Environment) -> Result<Config, Failure> {
-    let upstream = args.upstream;
+    let UpstreamArgs { url: upstream, upstream_key } = args.upstream;
     check_transport(&upstream, &args.network)?;
     let options = sink_options(args.replica, args.state_dir, environment)?;
-    Ok(Config { state_dir: options.state_dir.clone(), job: Job::Sink { options, upstream } })
+    let state_dir = options.state_dir.clone();
+    let pinned = pinned(&upstream, upstream_key)?;
+    let security = Security { state_dir: state_dir.clone(), authorized: None, upstream: pinned };
+    Ok(Config { state_dir, job: Job::Sink { options, upstream, security } })
 }
 
 fn relay(args: RelayArgs, environment: &Environment) -> Result<Config, Failure> {
     let journal_bytes = check_serve(&args.serve, &args.network)?;
-    let (upstream, listen) = (args.upstream, args.serve.listen);
+    let UpstreamArgs { url: upstream, upstream_key } = args.upstream;
+    let ServeArgs { listen, authorized_peers, .. } = args.serve;
     check_transport(&upstream, &args.network)?;
     let sink = sink_options(args.replica, args.state_dir, environment)?;
     check_sockets_outside(&listen, &sink.root)?;
     let state_dir = sink.state_dir.clone();
     let options = RelayOptions { sink, journal_bytes };
-    Ok(Config { state_dir, job: Job::Relay { options, upstream, listen } })
+    let security = Security {
+        state_dir: state_dir.clone(),
+        authorized: authorized(authorized_peers, &listen, &state_dir),
+        upstream: pinned(&upstream, upstream_key)?,
+    };
+    Ok(Config { state_dir, job: Job::Relay { options, upstream, listen, security } })
+}
+
+fn key(args: KeyArgs, environment: &Environment) -> Result<Config, Failure> {
+    let root = args.root.map(|root| real_directory(&root)).transpose()?;
+    let name = root.as_ref().map(|root| PathBuf::from(name_of(root))).unwrap_or_default();
+    let state_dir = state_dir(args.state_dir, environment, &name)?;
+    let uname = rustix::system::uname();
+    let host = uname.nodename().to_string_lossy();
+    let of = root.as_ref().unwrap_or(&state_dir);
+    // It is one line, whatever the directory is called.
+    let comment = format!("{host}:{}", of.display()).escape_debug().to_string();
+    Ok(Config { state_dir, job: Job::Key { comment } })
+}
+
+/// Returns the file with the keys that are let in, if any come by TLS.
+fn authorized(given: Option<PathBuf>, listen: &[Url], state_dir: &Path) -> Option<PathBuf> {
+    let has_tls = listen.iter().any(|url| tls_address(url).is_some());
+    has_tls.then(|| given.unwrap_or_else(|| state_dir.join("authorized_peers")))
+}
+
+fn pinned(upstream: &Url, keys: Vec<PublicKey>) -> Result<Option<PinnedUpstream>, Failure> {
+    match tls_address(upstream) {
+        Some(at) => Ok(Some(PinnedUpstream { at: at.clone(), keys })),
+        None if keys.is_empty() => Ok(None),
+        None => Err(Failure::Usage(format!(
+            "{upstream} shows no key; leave --upstream-key out, or write tls://HOST:PORT"
+        ))),
+    }
 }
 
 fn sink_options(
@@ -180,13 +234,6 @@ fn sink_options(
 
 /// Checks what is served with, and returns how many bytes the journal may have.
 fn check_serve(args: &ServeArgs, network: &NetworkArgs) -> Result<u64, Failure> {
-    if args.listen.is_empty() {
-        return Err(Failure::Usage(
-            "--listen is missing: its default, tls://[::]:6477, is not built yet; write \
-             --listen unix:/PATH, or --listen tcp://HOST:PORT"
-                .to_string(),
-        ));
-    }
     args.listen.iter().try_for_each(|url| check_transport(url, network))?;
     let size = args.journal_size;
     if size.as_u64() < JOURNAL_BYTES_MIN {
@@ -263,19 +310,16 @@ fn copy(args: CopyArgs, environment: &Environment) -> Result<Config, Failure> {
 /// Refuses what is not built and what would send everything in the clear unasked.
 fn check_transport(url: &Url, network: &NetworkArgs) -> Result<(), Failure> {
     match url {
-        Url::Unix(_) => Ok(()),
+        Url::Unix(_) | Url::Tls(_) => Ok(()),
         Url::Tcp(at) if at.is_loopback() || network.insecure_plaintext => Ok(()),
         Url::Tcp(_) => Err(Failure::Usage(format!(
-            "{url} is plaintext: anybody on the way could read and change everything; if the \
-             network is one that you trust, say --insecure-plaintext (on both ends)"
-        ))),
-        Url::Tls(at) => Err(Failure::Usage(format!(
-            "{url}: TLS is not built yet; in a network that you trust write tcp://{at} \
-             --insecure-plaintext (on both ends), on one machine unix:/PATH"
+            "{url} is plaintext: anybody on the way could read and change everything; write \
+             tls://HOST:PORT, or, in a network that you trust, say --insecure-plaintext (on both \
+             ends)"
         ))),
         Url::Ssh(_) => Err(Failure::Usage(format!(
-            "{url}: ssh:// is not built yet; forward a port by ssh -L and write \
-             tcp://localhost:PORT"
+            "{url}: ssh:// is not built yet; write tls://HOST:PORT, or forward a port by ssh -L and \
+             write tcp://localhost:PORT"
         ))),
     }
 }

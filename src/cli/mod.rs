@@ -6,22 +6,28 @@ pub mod args;
 pub mod config;
 mod logging;
 mod progress;
+pub mod security;
 pub mod state_dir;
 
 use std::ffi::OsString;
+use std::io::Write;
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use anyhow::Context;
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-use crate::event_loop::{EventLoop, Upstream};
+use crate::event_loop::{EventLoop, RoleId, Upstream};
 use crate::role::identity::{self, Claim};
 use crate::role::{OpenError, Relay, Sink, Source};
+use crate::transport::NodeKey;
 use args::Args;
 use config::{Config, Environment, Job};
 use progress::ProgressLine;
+use security::Security;
 use state_dir::StateDir;
 
 /// Why the program ends other than well; each has its exit status.
@@ -97,8 +103,11 @@ fn usage_line(error: &clap::Error, typed: impl Iterator<Item = OsString>) -> Str
 
 /// Does what was asked for, until it is done or a signal ends it.
 fn run(config: Config, progress: Option<ProgressLine>) -> anyhow::Result<()> {
-    // Held until the end: a second process must not share the state.
-    let _state_dir = StateDir::lock(&config.state_dir)?;
+    // Held until the end: a second process must not share the state. To print its key is no harm.
+    let _state_dir = match &config.job {
+        Job::Key { comment } => return print_key(&config.state_dir, comment),
+        _ => StateDir::lock(&config.state_dir)?,
+    };
     let mut event_loop = EventLoop::new()?;
     if let Some(progress) = progress {
         event_loop.show_progress(move |received| progress.show(received));
@@ -106,24 +115,31 @@ fn run(config: Config, progress: Option<ProgressLine>) -> anyhow::Result<()> {
     // Held until the end likewise.
     let _claim;
     match config.job {
-        Job::Source { options, listen } => {
+        Job::Source { options, listen, security } => {
             identity::refuse_replica(&options.root)?;
             let source = Source::open(options)?;
-            event_loop.add_role("source", Box::new(source), &listen, None)?;
+            let source = event_loop.add_role("source", Box::new(source), &listen, None)?;
+            secure(&mut event_loop, source, security)?;
         }
-        Job::Sink { options, upstream } => {
+        Job::Sink { options, upstream, security } => {
             _claim = Claim::of_sink(&options.root)?;
+            security.ask()?;
             if let Some(sink) = open(|| Sink::open(options.clone()), &mut event_loop)? {
-                event_loop.add_role("sink", Box::new(sink), &[], Some(Upstream::Url(upstream)))?;
+                let upstream = Some(Upstream::Url(upstream));
+                let sink = event_loop.add_role("sink", Box::new(sink), &[], upstream)?;
+                secure(&mut event_loop, sink, security)?;
             }
         }
-        Job::Relay { options, upstream, listen } => {
+        Job::Relay { options, upstream, listen, security } => {
             _claim = Claim::of_sink(&options.sink.root)?;
+            security.ask()?;
             if let Some(relay) = open(|| Relay::open_relay(options.clone()), &mut event_loop)? {
                 let upstream = Some(Upstream::Url(upstream));
-                event_loop.add_role("relay", Box::new(relay), &listen, upstream)?;
+                let relay = event_loop.add_role("relay", Box::new(relay), &listen, upstream)?;
+                secure(&mut event_loop, relay, security)?;
             }
         }
+        Job::Key { .. } => {}
         Job::CopyFollow { source, sink } => {
             state_dir::create(&source.state_dir)?;
             state_dir::create(&sink.state_dir)?;
@@ -138,6 +154,22 @@ fn run(config: Config, progress: Option<ProgressLine>) -> anyhow::Result<()> {
         }
     }
     Ok(event_loop.run()?)
+}
+
+fn secure(event_loop: &mut EventLoop, role: RoleId, security: Security) -> anyhow::Result<()> {
+    if security.is_needed() {
+        event_loop.secure(role, move || security.load())?;
+    }
+    Ok(())
+}
+
+/// Prints the line by which others know this node, and as a comment the digest by which people
+/// compare keys.
+fn print_key(state_dir: &Path, comment: &str) -> anyhow::Result<()> {
+    state_dir::create(state_dir)?;
+    let key = NodeKey::load_or_make(state_dir)?.public();
+    let text = format!("{key} {comment}\n# {}\n", key.fingerprint());
+    std::io::stdout().write_all(text.as_bytes()).context("cannot print the key")
 }
 
 /// Lets the process have as many descriptors as it may: each connection takes some, and the soft
