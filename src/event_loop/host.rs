@@ -1,6 +1,6 @@
 //! One role with its listeners, its connections and its way to its upstream.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
@@ -12,6 +12,7 @@ use mio::{Interest, Token};
 use super::dial::{self, Attempt, Begun, Dial};
 use super::limits::{
     ACCEPT_PAUSE, ACCEPTS_TURN_MAX, FRAMES_TURN_MAX, GIVE_WAY_TURN_MAX, READ_TURN_BYTES_MAX,
+    TURNED_AWAY_MAX,
 };
 use super::link::Link;
 use super::listener::Listener;
@@ -20,7 +21,7 @@ use super::switchboard::{Crowd, Slot, Switchboard};
 use super::{RoleId, Upstream};
 use crate::role::{LinkError, LinkId, Peer, Received, Role, RoleError};
 use crate::transport::tls::{NotAdmitted, TlsError};
-use crate::transport::{KnownUpstreams, TlsConfigs};
+use crate::transport::{KnownUpstreams, PublicKey, TlsConfigs};
 use crate::wire::{Refusal, Url};
 
 /// A role and all that belongs to it; nothing of one host is shared with another.
@@ -38,6 +39,8 @@ pub(super) struct Host {
     /// Whether the upstream has ever said anything: until then, what is wrong with it is for a
     /// person to put right.
     has_met_upstream: bool,
+    /// The keys of which it was said that they are not let in, since keys were read.
+    turned_away: BTreeSet<PublicKey>,
     links: BTreeMap<LinkId, Link>,
     /// Whether the role was called since its links were last asked for frames.
     is_touched: bool,
@@ -80,6 +83,7 @@ impl Host {
             listeners: Vec::new(),
             tls: TlsConfigs::default(),
             has_met_upstream: false,
+            turned_away: BTreeSet::new(),
             links: BTreeMap::new(),
             is_touched: true,
             is_crowded: false,
@@ -91,6 +95,7 @@ impl Host {
     /// is turned out.
     pub(super) fn secure(&mut self, tls: TlsConfigs, switchboard: &mut Switchboard) {
         self.tls = tls;
+        self.turned_away.clear();
         let is_out = |link: &Link| {
             let config = self.tls.of(link.peer);
             link.key.is_some_and(|key| config.is_none_or(|config| !config.admits(&key)))
@@ -292,6 +297,10 @@ impl Host {
         if !matches!(self.dial, Dial::Idle) || !self.role.wants_upstream(now) {
             return;
         }
+        // The role does not know yet of a connection whose ends do not know each other.
+        if self.links.values().any(|link| link.peer == Peer::Upstream && !link.is_open()) {
+            return;
+        }
         let begun = match url {
             Url::Unix(path) => dial::begin_unix(path),
             Url::Tls(at) | Url::Tcp(at) => match dial::known_addresses(at) {
@@ -436,15 +445,23 @@ impl Host {
             return Ok(());
         }
         match TlsError::of(error) {
-            Some(TlsError::Unknown(NotAdmitted(key))) => tracing::warn!(
-                "{}: turned away {}, whose key is not let in; if it should be, add this line to \
-                 authorized_peers, and send SIGHUP: {key}",
-                self.name,
-                link.name
-            ),
+            Some(TlsError::Unknown(NotAdmitted(key))) => self.say_turned_away(*key, &link.name),
             _ => tracing::debug!(link = id.0, "{}: no handshake, {error}", self.name),
         }
         Ok(())
+    }
+
+    /// Says that a peer was not let in: once for each key, for it will try again and again.
+    fn say_turned_away(&mut self, key: PublicKey, name: &str) {
+        if self.turned_away.len() < TURNED_AWAY_MAX && self.turned_away.insert(key) {
+            tracing::warn!(
+                "{}: turned away {name}, whose key is not let in; if it should be, add this line \
+                 to authorized_peers, and send SIGHUP: {key}",
+                self.name,
+            );
+        } else {
+            tracing::debug!("{}: turned away {name}, {key}", self.name);
+        }
     }
 
     /// Returns what a person must know of a connection to the upstream that failed.

@@ -44,6 +44,9 @@ pub(super) const DOWNSTREAM_DESCRIPTORS: u64 = 3 + TRANSFERS_MAX as u64;
 /// Descriptors kept for the tree, the journal and the loop, whoever connects.
 pub(super) const DESCRIPTORS_RESERVED: u64 = 64;
 
+/// Most keys of which the log says that they are not let in: whoever makes keys must not fill it.
+pub(super) const TURNED_AWAY_MAX: usize = 64;
+
 /// Returns how many connections may be open at a time with `descriptors` for the process.
 pub(super) fn connections_max(descriptors: Option<u64>) -> u64 {
     let descriptors = descriptors.unwrap_or(u64::MAX);
