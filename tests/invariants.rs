@@ -3,14 +3,14 @@
 //!
 //! | invariant | tests |
 //! |---|---|
-//! | I1 convergence | `tests/convergence.rs`, `tests/simulation.rs`, `tests/kills.rs`, `tests/restarts.rs`, `tests/faults.rs`, `tests/chaos`, `tests/damage.rs` |
+//! | I1 convergence | `tests/convergence.rs`, `tests/simulation.rs`, `tests/kills.rs`, `tests/restarts`, `tests/faults.rs`, `tests/chaos`, `tests/damage.rs` |
 //! | I2 atomicity | `tests/atomicity.rs`, `a_reader_never_sees_a_gap_or_a_part` in `src/tree/replica/tests/safety.rs` |
 //! | I3 true content | `i3_…` here, `a_big_file_that_never_rests_is_sent_as_read_and_once_more` in `tests/sessions`, `a_file_that_never_rests_is_told_at_a_bounded_rate` in `src/watch/tests.rs`, `…_without_pause_is_sent_at_a_bounded_rate` in `tests/end_to_end/hot_files.rs` |
 //! | I4 true renames | `trap_…` in `tests/renames.rs`, `rename_of_a_big_directory_carries_no_content` in `tests/end_to_end/renames.rs`, `a_rename_that_comes_twice_is_refused` in `tests/sessions` |
 //! | I5 durable before acknowledged | `tests/power_cuts.rs` |
 //! | I6 confinement | `i6_…` here for the source, `src/tree/replica/tests/safety.rs` for the sink, `refuses_every_way_out_of_the_tree` in `src/model/path.rs` |
 //! | I7 bounded memory | `i7_…` here, `too_many_needs_become_one_for_everything` in `tests/sessions`, `agrees_with_plain_replay_and_stays_bounded` in `src/model/renames.rs`, `the_ring_stays_bounded_and_cursors_fall_off_by_name` in `src/journal/tests.rs`, `a_stalled_peer_holds_little_and_costs_the_others_nothing` in `src/event_loop/tests.rs` |
-//! | I8 an error is not a deletion | `…_is_not_a_deletion` in `tests/faults.rs`, `unreadable_directory_is_not_a_deletion` among them; `a_mount_that_…` in `tests/restarts.rs` |
+//! | I8 an error is not a deletion | `…_is_not_a_deletion` in `tests/faults.rs`, `unreadable_directory_is_not_a_deletion` among them; `a_mount_that_…` in `tests/restarts`; `a_relay_without_room_…` in `tests/relay_faults.rs` |
 
 mod common;
 

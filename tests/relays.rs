@@ -4,10 +4,20 @@ mod common;
 
 use std::fs;
 use std::io::Write as _;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use common::chain::{A, B, C, Chain, D};
 use mirror::wire::{Content, Item, Plan};
+
+/// Returns a chain in which nothing happens but what the test does, where it is, and its source's
+/// tree.
+fn quiet() -> (tempfile::TempDir, Chain, PathBuf) {
+    let directory = common::machine::scratch();
+    let chain = Chain::quiet(directory.path());
+    let src = chain.tree(A);
+    (directory, chain, src)
+}
 
 /// Returns the paths of which content came, and how many renames did.
 fn contents(told: &[Item]) -> (Vec<String>, usize) {
@@ -30,9 +40,7 @@ fn contents(told: &[Item]) -> (Vec<String>, usize) {
 /// on by position all the same, and others compare.
 #[test]
 fn a_relay_whose_journal_is_gone_begins_another() {
-    let directory = common::machine::scratch();
-    let mut chain = Chain::quiet(directory.path());
-    let src = chain.tree(A);
+    let (_directory, mut chain, src) = quiet();
     fs::write(src.join("a"), "first").unwrap();
     chain.re_parent(D, B);
     chain.converge();
@@ -53,9 +61,7 @@ fn a_relay_whose_journal_is_gone_begins_another() {
 /// again: whoever has only the first of them must hear it of a relay as well.
 #[test]
 fn states_that_overtook_their_records_reach_who_comes_from_elsewhere() {
-    let directory = common::machine::scratch();
-    let mut chain = Chain::quiet(directory.path());
-    let src = chain.tree(A);
+    let (_directory, mut chain, src) = quiet();
     chain.re_parent(D, A);
     chain.converge();
     // Record after record of the same two files, and the relay hears of them when all are there.
@@ -79,9 +85,7 @@ fn states_that_overtook_their_records_reach_who_comes_from_elsewhere() {
 /// The same while a big file is on its way, which later records overtake.
 #[test]
 fn what_overtook_a_big_file_reaches_who_comes_from_elsewhere() {
-    let directory = common::machine::scratch();
-    let mut chain = Chain::quiet(directory.path());
-    let src = chain.tree(A);
+    let (_directory, mut chain, src) = quiet();
     chain.re_parent(D, A);
     chain.converge();
     fs::write(src.join("a"), "a").unwrap();
@@ -106,9 +110,7 @@ fn what_overtook_a_big_file_reaches_who_comes_from_elsewhere() {
 /// DESIGN 8: a relay passes positions on unchanged, so that a replica resumes at any node.
 #[test]
 fn positions_are_the_same_at_all_nodes() {
-    let directory = common::machine::scratch();
-    let mut chain = Chain::quiet(directory.path());
-    let src = chain.tree(A);
+    let (_directory, mut chain, src) = quiet();
     for number in 0..20 {
         fs::write(src.join(format!("{number}")), vec![7; 1000]).unwrap();
     }
@@ -128,9 +130,7 @@ fn positions_are_the_same_at_all_nodes() {
 /// DESIGN 8: a downstream that is ahead of a relay waits until that has passed it.
 #[test]
 fn a_sink_that_is_ahead_of_its_new_upstream_waits_and_resumes() {
-    let directory = common::machine::scratch();
-    let mut chain = Chain::quiet(directory.path());
-    let src = chain.tree(A);
+    let (_directory, mut chain, src) = quiet();
     fs::write(src.join("a"), "first").unwrap();
     chain.re_parent(D, A);
     chain.converge();
@@ -155,9 +155,7 @@ fn a_sink_that_is_ahead_of_its_new_upstream_waits_and_resumes() {
 /// has lost its position.
 #[test]
 fn a_sink_without_a_position_waits_while_its_relay_has_none() {
-    let directory = common::machine::scratch();
-    let mut chain = Chain::quiet(directory.path());
-    let src = chain.tree(A);
+    let (_directory, mut chain, src) = quiet();
     for number in 0..20 {
         fs::write(src.join(format!("{number}")), "content").unwrap();
     }
@@ -183,11 +181,9 @@ fn a_sink_without_a_position_waits_while_its_relay_has_none() {
 /// A rename that was applied and not journaled is one that no downstream would hear of.
 #[test]
 fn a_relay_killed_between_a_rename_and_its_record_begins_its_journal_anew() {
-    let directory = common::machine::scratch();
-    let mut chain = Chain::quiet(directory.path());
+    let (_directory, mut chain, src) = quiet();
     // The checkpoint knows of the rename by its marker only.
     chain.checkpoint_interval[B] = Duration::from_secs(3600);
-    let src = chain.tree(A);
     fs::write(src.join("a"), "content").unwrap();
     chain.converge();
     let before = chain.copy_journal(B);
@@ -204,9 +200,7 @@ fn a_relay_killed_between_a_rename_and_its_record_begins_its_journal_anew() {
 /// The same of a journal that is put back from an older copy, as by a power cut.
 #[test]
 fn a_relay_with_an_older_journal_begins_anew() {
-    let directory = common::machine::scratch();
-    let mut chain = Chain::quiet(directory.path());
-    let src = chain.tree(A);
+    let (_directory, mut chain, src) = quiet();
     fs::write(src.join("a"), "first").unwrap();
     chain.converge();
     chain.stop(B);
@@ -224,9 +218,7 @@ fn a_relay_with_an_older_journal_begins_anew() {
 /// Renames that a new journal never had are known to be missing in it, also after a restart.
 #[test]
 fn a_downstream_that_missed_renames_of_before_the_journal_compares() {
-    let directory = common::machine::scratch();
-    let mut chain = Chain::quiet(directory.path());
-    let src = chain.tree(A);
+    let (_directory, mut chain, src) = quiet();
     fs::write(src.join("a"), "content").unwrap();
     chain.re_parent(D, A);
     chain.converge();
@@ -265,9 +257,7 @@ fn a_downstream_that_missed_renames_of_before_the_journal_compares() {
 /// A relay whose upstream is gone serves what it has, by position.
 #[test]
 fn a_relay_without_upstream_serves_by_position() {
-    let directory = common::machine::scratch();
-    let mut chain = Chain::quiet(directory.path());
-    let src = chain.tree(A);
+    let (_directory, mut chain, src) = quiet();
     fs::write(src.join("a"), "first").unwrap();
     chain.re_parent(D, B);
     chain.converge();
@@ -287,8 +277,7 @@ fn a_relay_without_upstream_serves_by_position() {
 /// follows it.
 #[test]
 fn a_cycle_is_refused() {
-    let directory = common::machine::scratch();
-    let mut chain = Chain::quiet(directory.path());
+    let (_directory, mut chain, _) = quiet();
     chain.re_parent(B, B);
     chain.connect(B);
     for _ in 0..5 {
@@ -320,8 +309,7 @@ fn a_cycle_is_refused() {
 /// I10: two that greet each other at the same time learn of the cycle when their chains change.
 #[test]
 fn a_cycle_that_is_closed_at_both_ends_at_once_is_found() {
-    let directory = common::machine::scratch();
-    let mut chain = Chain::quiet(directory.path());
+    let (_directory, mut chain, _) = quiet();
     chain.converge();
     chain.stop(B);
     chain.stop(C);
@@ -351,9 +339,7 @@ fn a_cycle_that_is_closed_at_both_ends_at_once_is_found() {
 /// What a relay knows of hard links is searched for when it was restarted.
 #[test]
 fn names_of_one_file_stay_so_behind_a_relay_that_was_restarted() {
-    let directory = common::machine::scratch();
-    let mut chain = Chain::quiet(directory.path());
-    let src = chain.tree(A);
+    let (_directory, mut chain, src) = quiet();
     fs::create_dir(src.join("d")).unwrap();
     fs::write(src.join("a"), "first").unwrap();
     fs::hard_link(src.join("a"), src.join("d/b")).unwrap();
@@ -376,9 +362,7 @@ fn a_relay_that_lacks_something_gives_no_position() {
     if !common::machine::need_root("an immutable directory") {
         return;
     }
-    let directory = common::machine::scratch();
-    let mut chain = Chain::quiet(directory.path());
-    let src = chain.tree(A);
+    let (_directory, mut chain, src) = quiet();
     for name in ["from", "to"] {
         fs::create_dir(src.join(name)).unwrap();
     }
@@ -415,9 +399,7 @@ fn a_relay_that_lacks_something_gives_no_position() {
 #[test]
 fn a_part_replaces_no_whole_file_behind_a_relay() {
     for restart in [false, true] {
-        let directory = common::machine::scratch();
-        let mut chain = Chain::quiet(directory.path());
-        let src = chain.tree(A);
+        let (_directory, mut chain, src) = quiet();
         fs::write(src.join("f"), "whole").unwrap();
         chain.re_parent(D, B);
         chain.converge();
@@ -476,9 +458,7 @@ fn a_part_replaces_no_whole_file_behind_a_relay() {
 /// I9: small changes pass a big file at every hop.
 #[test]
 fn small_changes_pass_a_big_file_through_a_relay() {
-    let directory = common::machine::scratch();
-    let mut chain = Chain::quiet(directory.path());
-    let src = chain.tree(A);
+    let (_directory, mut chain, src) = quiet();
     chain.converge();
     fs::write(src.join("big"), vec![7; 24 << 20]).unwrap();
     let mut passed = 0;
@@ -498,24 +478,25 @@ fn small_changes_pass_a_big_file_through_a_relay() {
 /// time tell all is worth nothing there.
 #[test]
 fn sizes_and_times_are_trusted_only_at_the_node_whose_clock_it_is() {
-    let directory = common::machine::scratch();
-    let mut chain = Chain::quiet(directory.path());
-    let src = chain.tree(A);
+    let (_directory, mut chain, src) = quiet();
     fs::write(src.join("a"), "content").unwrap();
     std::thread::sleep(Duration::from_millis(3100));
     fs::write(src.join("b"), "content").unwrap();
     chain.converge();
-    // Something else with the same size and time.
     let time = fs::metadata(src.join("a")).unwrap().modified().unwrap();
-    fs::write(chain.tree(D).join("a"), "CONTENT").unwrap();
-    fs::File::open(chain.tree(D).join("a")).unwrap().set_modified(time).unwrap();
-    chain.stop(D);
-    chain.change_checkpoint(D, |checkpoint| {
-        checkpoint.watermarks = None;
-        checkpoint.trusted_until.seconds += 1000;
-    });
-    chain.re_parent(D, B);
-    chain.converge();
+    // And back: what it knows is of the node that it followed last, not of the first.
+    for up in [B, C] {
+        // Something else with the same size and time.
+        fs::write(chain.tree(D).join("a"), "CONTENT").unwrap();
+        fs::File::open(chain.tree(D).join("a")).unwrap().set_modified(time).unwrap();
+        chain.stop(D);
+        chain.change_checkpoint(D, |checkpoint| {
+            checkpoint.watermarks = None;
+            checkpoint.trusted_until.seconds += 1000;
+        });
+        chain.re_parent(D, up);
+        chain.converge();
+    }
 }
 
 /// What a journal names is in the tree after a crash of the process, and need not be after one of
@@ -523,10 +504,8 @@ fn sizes_and_times_are_trusted_only_at_the_node_whose_clock_it_is() {
 #[test]
 fn a_position_of_the_journal_counts_only_in_the_same_boot() {
     for same_boot in [true, false] {
-        let directory = common::machine::scratch();
-        let mut chain = Chain::quiet(directory.path());
+        let (_directory, mut chain, src) = quiet();
         chain.checkpoint_interval[B] = Duration::from_secs(3600);
-        let src = chain.tree(A);
         fs::write(src.join("a"), "first").unwrap();
         chain.connect(B);
         chain.run(&[B]);

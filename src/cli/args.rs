@@ -82,24 +82,21 @@ Examples:
 A tree with more directories than the kernel lets you watch is rescanned where it is not
 watched; the log then says how to raise fs.inotify.max_user_watches.")]
 pub struct SourceArgs {
-    /// Accepts sinks at this address, tcp://HOST:PORT or unix:/PATH; may be given many times.
-    #[arg(long, value_name = "URL")]
-    pub listen: Vec<Url>,
+    /// Whom it serves, and from what.
+    #[command(flatten)]
+    pub serve: ServeArgs,
     /// Keeps the journal and everything else about the tree here, outside ROOT.
     #[arg(long, value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
-    /// Lets the journal take this much of the disk; sinks further behind compare trees.
-    #[arg(long, value_name = "SIZE", default_value = "256MiB")]
-    pub journal_size: ByteSize,
     /// Looks this often for changes that the kernel does not report (long-lived mmaps).
     #[arg(long, value_name = "TIME", default_value = "1h", value_parser = positive_duration)]
     pub rescan_interval: Duration,
     /// Takes ROOT as the tree although it is not the directory or file system it was before.
     #[arg(long)]
     pub accept_root: bool,
-    /// Lets tcp:// go off this machine: anybody on the way can read and change everything.
-    #[arg(long)]
-    pub insecure_plaintext: bool,
+    /// What it may send in the clear.
+    #[command(flatten)]
+    pub network: NetworkArgs,
     /// The directory to watch.
     pub root: PathBuf,
 }
@@ -120,19 +117,14 @@ pub struct SinkArgs {
     /// Keeps what belongs to this sink but not to its tree here, outside ROOT.
     #[arg(long, value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
-    /// Takes a ROOT that is not empty and was never a replica; what differs is overwritten.
-    #[arg(long)]
-    pub adopt: bool,
-    /// Makes what was applied durable this often.
-    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = positive_duration)]
-    pub checkpoint_interval: Duration,
-    /// Lets tcp:// go off this machine: anybody on the way can read and change everything.
-    #[arg(long)]
-    pub insecure_plaintext: bool,
     /// Where the source is: tcp://HOST:PORT or unix:/PATH.
     pub upstream: Url,
-    /// The directory that becomes a replica.
-    pub root: PathBuf,
+    /// What is made of its tree.
+    #[command(flatten)]
+    pub replica: ReplicaArgs,
+    /// What it may send in the clear.
+    #[command(flatten)]
+    pub network: NetworkArgs,
 }
 
 /// `mirror relay`.
@@ -146,28 +138,20 @@ A sink of a relay has the positions of the source: it can be stopped, and starte
 source's address or any other relay's of the same tree, and goes on where it was. As with a
 sink, everything in ROOT that the upstream does not have is removed.")]
 pub struct RelayArgs {
-    /// Accepts sinks at this address, tcp://HOST:PORT or unix:/PATH; may be given many times.
-    #[arg(long, value_name = "URL")]
-    pub listen: Vec<Url>,
+    /// Whom it serves, and from what.
+    #[command(flatten)]
+    pub serve: ServeArgs,
     /// Keeps the journal and what belongs to this relay but not to its tree here, outside ROOT.
     #[arg(long, value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
-    /// Lets the journal take this much of the disk; sinks further behind compare trees.
-    #[arg(long, value_name = "SIZE", default_value = "256MiB")]
-    pub journal_size: ByteSize,
-    /// Takes a ROOT that is not empty and was never a replica; what differs is overwritten.
-    #[arg(long)]
-    pub adopt: bool,
-    /// Makes what was applied durable this often.
-    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = positive_duration)]
-    pub checkpoint_interval: Duration,
-    /// Lets tcp:// go off this machine: anybody on the way can read and change everything.
-    #[arg(long)]
-    pub insecure_plaintext: bool,
     /// Where the source, or another relay, is: tcp://HOST:PORT or unix:/PATH.
     pub upstream: Url,
-    /// The directory that becomes a replica.
-    pub root: PathBuf,
+    /// What is made of its tree.
+    #[command(flatten)]
+    pub replica: ReplicaArgs,
+    /// What it may send in the clear.
+    #[command(flatten)]
+    pub network: NetworkArgs,
 }
 
 /// `mirror copy`.
@@ -197,6 +181,38 @@ pub struct CopyArgs {
     pub destination: PathBuf,
 }
 
+/// What all have that serve others.
+#[derive(Debug, clap::Args)]
+pub struct ServeArgs {
+    /// Accepts sinks at this address, tcp://HOST:PORT or unix:/PATH; may be given many times.
+    #[arg(long, value_name = "URL")]
+    pub listen: Vec<Url>,
+    /// Lets the journal take this much of the disk; sinks further behind compare trees.
+    #[arg(long, value_name = "SIZE", default_value = "256MiB")]
+    pub journal_size: ByteSize,
+}
+
+/// What all have that follow an upstream.
+#[derive(Debug, clap::Args)]
+pub struct ReplicaArgs {
+    /// Takes a ROOT that is not empty and was never a replica; what differs is overwritten.
+    #[arg(long)]
+    pub adopt: bool,
+    /// Makes what was applied durable this often.
+    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = positive_duration)]
+    pub checkpoint_interval: Duration,
+    /// The directory that becomes a replica.
+    pub root: PathBuf,
+}
+
+/// What all have that reach others through a network.
+#[derive(Debug, clap::Args)]
+pub struct NetworkArgs {
+    /// Lets tcp:// go off this machine: anybody on the way can read and change everything.
+    #[arg(long)]
+    pub insecure_plaintext: bool,
+}
+
 fn positive_duration(text: &str) -> Result<Duration, String> {
     match humantime::parse_duration(text) {
         Ok(Duration::ZERO) => Err("must be more than nothing".to_string()),
@@ -219,10 +235,10 @@ mod tests {
     fn defaults_are_those_of_the_manual() {
         let args = Args::parse_from(["mirror", "source", "/srv"]);
         let Command::Source(source) = args.command else { panic!() };
-        assert_eq!(source.journal_size.as_u64(), crate::model::limits::JOURNAL_BYTES_DEFAULT);
+        assert_eq!(source.serve.journal_size.as_u64(), crate::model::limits::JOURNAL_BYTES_DEFAULT);
         assert_eq!(source.rescan_interval, Duration::from_secs(3600));
         let args = Args::parse_from(["mirror", "sink", "tcp://localhost", "/srv"]);
         let Command::Sink(sink) = args.command else { panic!() };
-        assert_eq!(sink.checkpoint_interval, Duration::from_secs(5));
+        assert_eq!(sink.replica.checkpoint_interval, Duration::from_secs(5));
     }
 }

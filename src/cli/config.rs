@@ -7,10 +7,10 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use bytesize::ByteSize;
-
 use super::Failure;
-use super::args::{Args, Command, CopyArgs, RelayArgs, SinkArgs, SourceArgs};
+use super::args::{
+    Args, Command, CopyArgs, NetworkArgs, RelayArgs, ReplicaArgs, ServeArgs, SinkArgs, SourceArgs,
+};
 use super::state_dir::{StateDirError, name_of, real_path};
 use crate::model::limits::{JOURNAL_BYTES_DEFAULT, JOURNAL_BYTES_MIN};
 use crate::role::{RelayOptions, SinkOptions, SourceOptions};
@@ -127,12 +127,10 @@ impl Config {
 }
 
 fn source(args: SourceArgs, environment: &Environment) -> Result<Config, Failure> {
-    check_listen(&args.listen, args.insecure_plaintext)?;
-    let journal_bytes = journal_bytes(args.journal_size)?;
+    let journal_bytes = check_serve(&args.serve, &args.network)?;
+    let listen = args.serve.listen;
     let root = real_directory(&args.root)?;
-    for url in &args.listen {
-        check_socket_outside(url, &root)?;
-    }
+    check_sockets_outside(&listen, &root)?;
     let state_dir = state_dir(args.state_dir, environment, name_of(&root).as_ref())?;
     check_outside(&state_dir, &root)?;
     let options = SourceOptions {
@@ -143,19 +141,34 @@ fn source(args: SourceArgs, environment: &Environment) -> Result<Config, Failure
         accept_root: args.accept_root,
         lock_root: true,
     };
-    Ok(Config { state_dir, job: Job::Source { options, listen: args.listen } })
+    Ok(Config { state_dir, job: Job::Source { options, listen } })
 }
 
 fn sink(args: SinkArgs, environment: &Environment) -> Result<Config, Failure> {
-    let upstream = args.upstream.clone();
-    let options = sink_options(args, environment)?;
+    let upstream = args.upstream;
+    check_transport(&upstream, &args.network)?;
+    let options = sink_options(args.replica, args.state_dir, environment)?;
     Ok(Config { state_dir: options.state_dir.clone(), job: Job::Sink { options, upstream } })
 }
 
-fn sink_options(args: SinkArgs, environment: &Environment) -> Result<SinkOptions, Failure> {
-    check_transport(&args.upstream, args.insecure_plaintext)?;
+fn relay(args: RelayArgs, environment: &Environment) -> Result<Config, Failure> {
+    let journal_bytes = check_serve(&args.serve, &args.network)?;
+    let (upstream, listen) = (args.upstream, args.serve.listen);
+    check_transport(&upstream, &args.network)?;
+    let sink = sink_options(args.replica, args.state_dir, environment)?;
+    check_sockets_outside(&listen, &sink.root)?;
+    let state_dir = sink.state_dir.clone();
+    let options = RelayOptions { sink, journal_bytes };
+    Ok(Config { state_dir, job: Job::Relay { options, upstream, listen } })
+}
+
+fn sink_options(
+    args: ReplicaArgs,
+    given_state_dir: Option<PathBuf>,
+    environment: &Environment,
+) -> Result<SinkOptions, Failure> {
     let root = real_directory(&args.root)?;
-    let state_dir = state_dir(args.state_dir, environment, name_of(&root).as_ref())?;
+    let state_dir = state_dir(given_state_dir, environment, name_of(&root).as_ref())?;
     check_outside(&state_dir, &root)?;
     Ok(SinkOptions {
         root,
@@ -165,39 +178,17 @@ fn sink_options(args: SinkArgs, environment: &Environment) -> Result<SinkOptions
     })
 }
 
-fn relay(args: RelayArgs, environment: &Environment) -> Result<Config, Failure> {
-    check_listen(&args.listen, args.insecure_plaintext)?;
-    let journal_bytes = journal_bytes(args.journal_size)?;
-    let (upstream, listen) = (args.upstream, args.listen);
-    let args = SinkArgs {
-        state_dir: args.state_dir,
-        adopt: args.adopt,
-        checkpoint_interval: args.checkpoint_interval,
-        insecure_plaintext: args.insecure_plaintext,
-        upstream: upstream.clone(),
-        root: args.root,
-    };
-    let sink = sink_options(args, environment)?;
-    for url in &listen {
-        check_socket_outside(url, &sink.root)?;
-    }
-    let state_dir = sink.state_dir.clone();
-    let options = RelayOptions { sink, journal_bytes };
-    Ok(Config { state_dir, job: Job::Relay { options, upstream, listen } })
-}
-
-fn check_listen(listen: &[Url], insecure_plaintext: bool) -> Result<(), Failure> {
-    if listen.is_empty() {
+/// Checks what is served with, and returns how many bytes the journal may have.
+fn check_serve(args: &ServeArgs, network: &NetworkArgs) -> Result<u64, Failure> {
+    if args.listen.is_empty() {
         return Err(Failure::Usage(
             "--listen is missing: its default, tls://[::]:6477, is not built yet; write \
              --listen unix:/PATH, or --listen tcp://HOST:PORT"
                 .to_string(),
         ));
     }
-    listen.iter().try_for_each(|url| check_transport(url, insecure_plaintext))
-}
-
-fn journal_bytes(size: ByteSize) -> Result<u64, Failure> {
+    args.listen.iter().try_for_each(|url| check_transport(url, network))?;
+    let size = args.journal_size;
     if size.as_u64() < JOURNAL_BYTES_MIN {
         return Err(Failure::Usage(format!(
             "--journal-size {size} is too small; it must be at least 1MiB"
@@ -270,10 +261,10 @@ fn copy(args: CopyArgs, environment: &Environment) -> Result<Config, Failure> {
 }
 
 /// Refuses what is not built and what would send everything in the clear unasked.
-fn check_transport(url: &Url, insecure_plaintext: bool) -> Result<(), Failure> {
+fn check_transport(url: &Url, network: &NetworkArgs) -> Result<(), Failure> {
     match url {
         Url::Unix(_) => Ok(()),
-        Url::Tcp(at) if at.is_loopback() || insecure_plaintext => Ok(()),
+        Url::Tcp(at) if at.is_loopback() || network.insecure_plaintext => Ok(()),
         Url::Tcp(_) => Err(Failure::Usage(format!(
             "{url} is plaintext: anybody on the way could read and change everything; if the \
              network is one that you trust, say --insecure-plaintext (on both ends)"
@@ -331,14 +322,17 @@ fn check_outside(state_dir: &Path, root: &Path) -> Result<(), Failure> {
 }
 
 /// A source writes nothing inside its tree, not even the file of its socket.
-fn check_socket_outside(url: &Url, root: &Path) -> Result<(), Failure> {
-    if let Url::Unix(path) = url
-        && real_path(path).is_ok_and(|path| path.starts_with(root))
-    {
-        return Err(Failure::Usage(format!(
-            "{url} lies inside the tree {}; put the socket elsewhere, as in unix:/run/NAME.sock",
-            root.display()
-        )));
+fn check_sockets_outside(listen: &[Url], root: &Path) -> Result<(), Failure> {
+    for url in listen {
+        if let Url::Unix(path) = url
+            && real_path(path).is_ok_and(|path| path.starts_with(root))
+        {
+            return Err(Failure::Usage(format!(
+                "{url} lies inside the tree {}; put the socket elsewhere, as in \
+                 unix:/run/NAME.sock",
+                root.display()
+            )));
+        }
     }
     Ok(())
 }

@@ -6,7 +6,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::state_file::{DirectoryRef, StateFile, StateFileError};
+use super::FileError;
+use super::state_file::{DirectoryRef, StateFile};
 use crate::model::{NodeId, Timestamp, TreeId, TreePath, Watermarks};
 
 /// What a replica's tree is known to hold.
@@ -32,7 +33,7 @@ impl Checkpoint {
     /// Replaces the checkpoint in `directory`, durably.
     ///
     /// Everything through its watermarks must be on stable storage by then.
-    pub fn save<'a>(&self, directory: impl Into<DirectoryRef<'a>>) -> Result<(), StateFileError> {
+    pub fn save<'a>(&self, directory: impl Into<DirectoryRef<'a>>) -> Result<(), FileError> {
         assert!(self.watermarks.is_none_or(|marks| marks.applied <= marks.moved));
         CHECKPOINT.save(directory, self)
     }
@@ -40,7 +41,7 @@ impl Checkpoint {
     /// Returns the checkpoint in `directory`, `None` if there is none.
     pub fn load<'a>(
         directory: impl Into<DirectoryRef<'a>>,
-    ) -> Result<Option<Checkpoint>, StateFileError> {
+    ) -> Result<Option<Checkpoint>, FileError> {
         CHECKPOINT.load(directory)
     }
 }

@@ -17,6 +17,7 @@
 //!   record goes to which place of which segment is settled when it is appended.
 
 mod cursor;
+mod file_error;
 mod recovery;
 mod segment;
 
@@ -26,7 +27,6 @@ pub mod state_file;
 
 use std::collections::VecDeque;
 use std::fs::File;
-use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::{DirBuilderExt, FileExt};
 use std::path::{Path, PathBuf};
@@ -40,13 +40,14 @@ use crate::model::limits::{
 };
 use crate::model::{Change, Epoch, Record, Sequence, TreeId};
 
-pub use catalog::{Catalog, CatalogError};
+pub use catalog::Catalog;
 pub use checkpoint::Checkpoint;
 use cursor::Tail;
 pub use cursor::{Cursor, ReadError};
+pub use file_error::FileError;
 use recovery::{FoundJournal, RESERVED, Reserved, open_segment, segment_names};
 use segment::{HEADER_BYTES, Header, Segment, encode_frame, file_name};
-pub use state_file::{Directory, DirectoryRef, StateFile, StateFileError};
+pub use state_file::{Directory, DirectoryRef, StateFile};
 
 /// The records of an epoch.
 ///
@@ -100,12 +101,12 @@ impl Journal {
     /// # Errors
     ///
     /// The system refuses, or a file is of an unknown version; nothing was removed then.
-    pub fn open(directory: &Path, bytes_max: u64) -> Result<Journal, JournalError> {
+    pub fn open(directory: &Path, bytes_max: u64) -> Result<Journal, FileError> {
         std::fs::DirBuilder::new()
             .recursive(true)
             .mode(0o700)
             .create(directory)
-            .map_err(|error| JournalError::io(directory, "create", error))?;
+            .map_err(|error| FileError::io(directory, "create", error))?;
         let directory = Directory::open(directory)?;
         let found = recovery::recover(&directory)?;
         let bytes_max = bytes_max.max(JOURNAL_BYTES_MIN);
@@ -180,7 +181,7 @@ impl Journal {
     /// # Errors
     ///
     /// There may be no epoch at all then; it can be called again.
-    pub fn begin_epoch(&mut self, tree: TreeId, epoch: Epoch) -> Result<(), JournalError> {
+    pub fn begin_epoch(&mut self, tree: TreeId, epoch: Epoch) -> Result<(), FileError> {
         self.generation += 1;
         self.current = None;
         self.segments.clear();
@@ -275,7 +276,7 @@ impl Journal {
     ///
     /// What is not written stays in memory; the call can be repeated, also after more was
     /// appended.
-    pub fn commit(&mut self) -> Result<(), JournalError> {
+    pub fn commit(&mut self) -> Result<(), FileError> {
         if self.chunks.is_empty() {
             return Ok(());
         }
@@ -304,7 +305,7 @@ impl Journal {
     ///
     /// An error is not remembered: should something be lost after all, the next opening
     /// recognises it by the checksums.
-    pub fn sync(&mut self) -> Result<(), JournalError> {
+    pub fn sync(&mut self) -> Result<(), FileError> {
         self.sync_data()?;
         if self.names_unsynced {
             self.sync_names()?;
@@ -314,9 +315,9 @@ impl Journal {
 
     /// Returns what another thread can call in place of [`sync`](Self::sync), so that this one
     /// need not wait: a relay's journal must be durable before its checkpoint is.
-    pub fn sync_later(&self) -> Result<PendingSync, JournalError> {
+    pub fn sync_later(&self) -> Result<PendingSync, FileError> {
         let path = self.writer_path();
-        let error = |error| JournalError::io(&path, "duplicate the descriptor of", error);
+        let error = |error| FileError::io(&path, "duplicate the descriptor of", error);
         let file = self.writer.as_ref().map(File::try_clone).transpose().map_err(error)?;
         let directory = self.directory.as_fd().try_clone_to_owned().map_err(error)?;
         let directory = Directory::new(directory, self.directory.path().to_path_buf());
@@ -324,7 +325,7 @@ impl Journal {
     }
 
     /// Commits, synchronises and marks the journal as ended cleanly, until more is appended.
-    pub fn close(&mut self) -> Result<(), JournalError> {
+    pub fn close(&mut self) -> Result<(), FileError> {
         self.commit()?;
         let Some((tree, epoch)) = self.current else { return Ok(()) };
         self.sync()?;
@@ -337,7 +338,7 @@ impl Journal {
     }
 
     /// Reserves numbers through `sequence`, and more, durably.
-    fn reserve(&mut self, sequence: Sequence) -> Result<(), JournalError> {
+    fn reserve(&mut self, sequence: Sequence) -> Result<(), FileError> {
         let Some((tree, epoch)) = self.current.filter(|_| sequence > self.reserved) else {
             return Ok(());
         };
@@ -348,7 +349,7 @@ impl Journal {
         Ok(())
     }
 
-    fn write_chunk(&mut self, chunk: &Chunk) -> Result<(), JournalError> {
+    fn write_chunk(&mut self, chunk: &Chunk) -> Result<(), FileError> {
         let Some(header) = &chunk.header else {
             let segment = self.segments.back().expect("an epoch has a segment");
             let file = self.writer.as_ref().expect("an epoch has a segment");
@@ -364,11 +365,11 @@ impl Journal {
     }
 
     /// Makes a segment of `bytes`, which begin with its header, and writes to it from now on.
-    fn create(&mut self, header: &Header, bytes: &[u8]) -> Result<(), JournalError> {
+    fn create(&mut self, header: &Header, bytes: &[u8]) -> Result<(), FileError> {
         // What an attempt that failed has left there is overwritten.
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::TRUNC;
         let file = open_segment(&self.directory, header.first, flags)
-            .map_err(|error| JournalError::io(&self.path_of(header.first), "create", error))?;
+            .map_err(|error| FileError::io(&self.path_of(header.first), "create", error))?;
         self.names_unsynced = true;
         self.write(&file, header.first, bytes, 0)?;
         self.writer = Some(file);
@@ -384,8 +385,8 @@ impl Journal {
         first: Sequence,
         bytes: &[u8],
         offset: u64,
-    ) -> Result<(), JournalError> {
-        let failed = |error| JournalError::io(&self.path_of(first), "write", error);
+    ) -> Result<(), FileError> {
+        let failed = |error| FileError::io(&self.path_of(first), "write", error);
         #[cfg(test)]
         if let Some(count) = self.fault.filter(|count| *count < bytes.len()) {
             file.write_all_at(&bytes[..count], offset).expect("the part before the fault");
@@ -395,7 +396,7 @@ impl Journal {
     }
 
     /// Removes the oldest segments until `room` more bytes, and one more segment, fit.
-    fn drop_oldest(&mut self, room: u64) -> Result<(), JournalError> {
+    fn drop_oldest(&mut self, room: u64) -> Result<(), FileError> {
         let mut total: u64 = self.segments.iter().map(|segment| segment.length).sum();
         while self.segments.len() > 1
             && (total + room > self.bytes_max || self.segments.len() >= JOURNAL_SEGMENTS_MAX)
@@ -409,23 +410,21 @@ impl Journal {
         Ok(())
     }
 
-    fn remove(&mut self, first: Sequence) -> Result<(), JournalError> {
+    fn remove(&mut self, first: Sequence) -> Result<(), FileError> {
         self.names_unsynced = true;
         match rustix::fs::unlinkat(&self.directory, file_name(first), AtFlags::empty()) {
             // Already gone: it was to go.
             Ok(()) | Err(Errno::NOENT) => Ok(()),
-            Err(error) => Err(JournalError::io(&self.path_of(first), "remove", error.into())),
+            Err(error) => Err(FileError::io(&self.path_of(first), "remove", error)),
         }
     }
 
-    fn sync_data(&self) -> Result<(), JournalError> {
+    fn sync_data(&self) -> Result<(), FileError> {
         let Some(writer) = &self.writer else { return Ok(()) };
-        writer
-            .sync_data()
-            .map_err(|error| JournalError::io(&self.writer_path(), "synchronise", error))
+        writer.sync_data().map_err(|error| FileError::io(&self.writer_path(), "synchronise", error))
     }
 
-    fn sync_names(&mut self) -> Result<(), JournalError> {
+    fn sync_names(&mut self) -> Result<(), FileError> {
         DirectoryRef::from(&self.directory).sync()?;
         self.names_unsynced = false;
         Ok(())
@@ -457,58 +456,6 @@ pub enum Recovery {
     },
 }
 
-/// Why the journal cannot be read or written.
-#[derive(Debug, thiserror::Error)]
-pub enum JournalError {
-    /// The system refused.
-    #[error("cannot {action} {}: {source}", path.display())]
-    Io {
-        /// Which file or directory.
-        path: PathBuf,
-        /// What was tried.
-        action: &'static str,
-        /// Why not.
-        source: io::Error,
-    },
-    /// A segment is another version's; it is neither read nor removed.
-    #[error(
-        "{} has format version {version}, this program reads version {known}; \
-         use the program that wrote it, or move the journal away",
-        path.display()
-    )]
-    UnknownVersion {
-        /// Which file.
-        path: PathBuf,
-        /// The version it has.
-        version: u32,
-        /// The version that this program reads.
-        known: u32,
-    },
-    /// The file that reserves numbers.
-    #[error(transparent)]
-    StateFile(StateFileError),
-}
-
-impl JournalError {
-    fn io(path: &Path, action: &'static str, source: io::Error) -> Self {
-        JournalError::Io { path: path.to_path_buf(), action, source }
-    }
-}
-
-impl From<StateFileError> for JournalError {
-    fn from(error: StateFileError) -> Self {
-        match error {
-            StateFileError::Io { path, action, source } => {
-                JournalError::Io { path, action, source }
-            }
-            StateFileError::UnknownVersion { path, version, known } => {
-                JournalError::UnknownVersion { path, version, known }
-            }
-            StateFileError::Damaged { .. } => JournalError::StateFile(error),
-        }
-    }
-}
-
 /// A synchronisation that blocks whoever runs it, and not the journal.
 #[derive(Debug)]
 pub struct PendingSync {
@@ -521,9 +468,9 @@ pub struct PendingSync {
 impl PendingSync {
     /// Waits until everything that was committed when this was made is on stable storage, and
     /// returns the last record of it.
-    pub fn run(self) -> Result<Sequence, JournalError> {
+    pub fn run(self) -> Result<Sequence, FileError> {
         if let Some(file) = &self.file {
-            file.sync_data().map_err(|error| JournalError::io(&self.path, "synchronise", error))?;
+            file.sync_data().map_err(|error| FileError::io(&self.path, "synchronise", error))?;
         }
         DirectoryRef::from(&self.directory).sync()?;
         Ok(self.through)

@@ -20,8 +20,8 @@ use serde::{Deserialize, Serialize};
 use super::segment::{
     self, FrameError, FrameReader, HEADER_BYTES, Header, HeaderError, Segment, decode_record,
 };
-use super::state_file::{Directory, DirectoryRef, StateFile, StateFileError};
-use super::{JournalError, Recovery};
+use super::state_file::{Directory, DirectoryRef, StateFile};
+use super::{FileError, Recovery};
 use crate::model::{Epoch, Sequence, TreeId};
 
 /// What the file `reserved` holds: which numbers may be in use.
@@ -58,18 +58,18 @@ pub(super) struct FoundJournal {
 
 /// Why a search ends before its end.
 enum Stop {
-    Error(JournalError),
+    Error(FileError),
     Discard(String),
 }
 
-impl From<JournalError> for Stop {
-    fn from(error: JournalError) -> Self {
+impl From<FileError> for Stop {
+    fn from(error: FileError) -> Self {
         Stop::Error(error)
     }
 }
 
 /// Looks through `directory`, and cuts off what a crash left unfinished.
-pub(super) fn recover(directory: &Directory) -> Result<Found, JournalError> {
+pub(super) fn recover(directory: &Directory) -> Result<Found, FileError> {
     let names = segment_names(directory)?;
     // All versions are looked at before anything is judged: nothing of a newer program's
     // journal may be taken for damage.
@@ -79,10 +79,12 @@ pub(super) fn recover(directory: &Directory) -> Result<Found, JournalError> {
     }
     let (reserved, damage) = match RESERVED.load::<Reserved>(directory) {
         Ok(reserved) => (reserved, None),
-        Err(StateFileError::Damaged { path, reason }) => {
-            (None, Some(format!("{} is damaged: {reason}", path.display())))
+        Err(error @ FileError::Damaged { .. }) => (None, Some(error.to_string())),
+        // Without this file the segments are of no use.
+        Err(FileError::UnknownVersion { path, version, known, .. }) => {
+            return Err(FileError::UnknownVersion { path, version, known, whole: "journal" });
         }
-        Err(error) => return Err(error.into()),
+        Err(error) => return Err(error),
     };
     let newest = headers.iter().rev().find_map(|(_, header)| header.as_ref().ok());
     let known = match &reserved {
@@ -111,11 +113,11 @@ pub(super) fn recover(directory: &Directory) -> Result<Found, JournalError> {
 }
 
 /// Returns the first sequences of the segments in `directory`, sorted.
-pub(super) fn segment_names(directory: &Directory) -> Result<Vec<Sequence>, JournalError> {
-    let error = |source: io::Error| JournalError::io(directory.path(), "list", source);
+pub(super) fn segment_names(directory: &Directory) -> Result<Vec<Sequence>, FileError> {
+    let error = |error| FileError::io(directory.path(), "list", error);
     let mut names = Vec::new();
-    for entry in Dir::read_from(directory).map_err(|source| error(source.into()))? {
-        let entry = entry.map_err(|source| error(source.into()))?;
+    for entry in Dir::read_from(directory).map_err(error)? {
+        let entry = entry.map_err(error)?;
         let name = OsString::from_vec(entry.file_name().to_bytes().to_vec());
         names.extend(segment::parse_file_name(&name));
     }
@@ -138,10 +140,10 @@ pub(super) fn open_segment(
 fn read_header(
     directory: &Directory,
     first: Sequence,
-) -> Result<Result<Header, HeaderError>, JournalError> {
+) -> Result<Result<Header, HeaderError>, FileError> {
     let path = directory.path().join(segment::file_name(first));
     let file = open_segment(directory, first, OFlags::RDONLY)
-        .map_err(|error| JournalError::io(&path, "open", error))?;
+        .map_err(|error| FileError::io(&path, "open", error))?;
     let mut bytes = [0; HEADER_BYTES];
     let mut filled = 0;
     while filled < bytes.len() {
@@ -149,12 +151,13 @@ fn read_header(
             Ok(0) => break,
             Ok(count) => filled += count,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(JournalError::io(&path, "read", error)),
+            Err(error) => return Err(FileError::io(&path, "read", error)),
         }
     }
     match Header::decode(&bytes[..filled]) {
         Err(HeaderError::UnknownVersion(version)) => {
-            Err(JournalError::UnknownVersion { path, version, known: segment::VERSION })
+            let (known, whole) = (segment::VERSION, "journal");
+            Err(FileError::UnknownVersion { path, version, known, whole })
         }
         decoded => Ok(decoded),
     }
@@ -175,8 +178,8 @@ fn assemble(
         let path = path_of(*first);
         tracing::info!("removing {}, which was never written as a whole", path.display());
         rustix::fs::unlinkat(directory, segment::file_name(*first), AtFlags::empty())
-            .map_err(|error| JournalError::io(&path, "remove", error.into()))?;
-        DirectoryRef::from(directory).sync().map_err(JournalError::from)?;
+            .map_err(|error| FileError::io(&path, "remove", error))?;
+        DirectoryRef::from(directory).sync()?;
         headers.pop();
     }
     let count = headers.len();
@@ -248,11 +251,11 @@ fn assemble(
     }
     let path = path_of(last.first);
     let writer = open_segment(directory, last.first, OFlags::RDWR)
-        .map_err(|error| JournalError::io(&path, "open", error))?;
+        .map_err(|error| FileError::io(&path, "open", error))?;
     if cut {
         // What is written next must not be followed by what was there before.
-        writer.set_len(last.length).map_err(|error| JournalError::io(&path, "truncate", error))?;
-        writer.sync_all().map_err(|error| JournalError::io(&path, "synchronise", error))?;
+        writer.set_len(last.length).map_err(|error| FileError::io(&path, "truncate", error))?;
+        writer.sync_all().map_err(|error| FileError::io(&path, "synchronise", error))?;
     }
     let recovery = if reserved.closed.is_some() { Recovery::Clean } else { Recovery::Unclean };
     Ok((recovery, FoundJournal { segments, writer, reserved: reserved.through }))
@@ -272,8 +275,8 @@ fn scan(directory: &Directory, header: &Header) -> Result<Scanned, Stop> {
     let path = directory.path().join(segment::file_name(header.first));
     let discard = |reason: &str| Stop::Discard(format!("{} is damaged: {reason}", path.display()));
     let file = open_segment(directory, header.first, OFlags::RDONLY)
-        .map_err(|error| JournalError::io(&path, "open", error))?;
-    let length = file.metadata().map_err(|error| JournalError::io(&path, "read", error))?.len();
+        .map_err(|error| FileError::io(&path, "open", error))?;
+    let length = file.metadata().map_err(|error| FileError::io(&path, "read", error))?.len();
     let mut reader = FrameReader::new(file);
     let mut segment = Segment::new(header);
     while segment.length < length {
@@ -283,7 +286,7 @@ fn scan(directory: &Directory, header: &Header) -> Result<Scanned, Stop> {
                 return Ok(Scanned { segment, length, torn: Some(reason) });
             }
             Err(FrameError::Io(error)) => {
-                return Err(JournalError::io(&path, "read", error).into());
+                return Err(FileError::io(&path, "read", error).into());
             }
         };
         // The checksum agrees: a record that cannot be is no crash's doing.

@@ -24,6 +24,7 @@ use rustix::io::Errno;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use super::FileError;
 use crate::model::limits::STATE_FILE_BYTES_MAX;
 
 /// Replaces the state file `name` in the directory at `path`; see [`StateFile::save`].
@@ -32,7 +33,7 @@ pub fn save(
     name: &'static str,
     version: u16,
     value: &impl Serialize,
-) -> Result<(), StateFileError> {
+) -> Result<(), FileError> {
     StateFile::new(name, version).save(&Directory::open(path)?, value)
 }
 
@@ -42,7 +43,7 @@ pub fn load<T: DeserializeOwned>(
     path: &Path,
     name: &'static str,
     version: u16,
-) -> Result<Option<T>, StateFileError> {
+) -> Result<Option<T>, FileError> {
     StateFile::new(name, version).load(&Directory::open(path)?)
 }
 
@@ -83,7 +84,7 @@ impl StateFile {
         &self,
         directory: impl Into<DirectoryRef<'a>>,
         value: &impl Serialize,
-    ) -> Result<(), StateFileError> {
+    ) -> Result<(), FileError> {
         let directory = directory.into();
         let bytes = self.encode(value);
         // A fixed name: what a crash leaves behind is replaced, and never grows in number.
@@ -109,7 +110,7 @@ impl StateFile {
     pub fn load<'a, T: DeserializeOwned>(
         &self,
         directory: impl Into<DirectoryRef<'a>>,
-    ) -> Result<Option<T>, StateFileError> {
+    ) -> Result<Option<T>, FileError> {
         let directory = directory.into();
         // Non-blocking, for under this name could be a pipe, which would be waited for.
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
@@ -118,8 +119,7 @@ impl StateFile {
             Err(Errno::NOENT) => return Ok(None),
             Err(error) => return Err(directory.error(self.name, "open", error.into())),
         };
-        let damaged =
-            |reason: String| StateFileError::Damaged { path: directory.path_of(self.name), reason };
+        let damaged = |reason| FileError::damaged(&directory.path_of(self.name), reason);
         let file = File::from(fd);
         let metadata =
             file.metadata().map_err(|error| directory.error(self.name, "read", error))?;
@@ -134,10 +134,11 @@ impl StateFile {
         match self.decode(&bytes) {
             Ok(value) => Ok(Some(value)),
             Err(DecodeError::Damaged(reason)) => Err(damaged(reason)),
-            Err(DecodeError::UnknownVersion(version)) => Err(StateFileError::UnknownVersion {
+            Err(DecodeError::UnknownVersion(version)) => Err(FileError::UnknownVersion {
                 path: directory.path_of(self.name),
                 version,
                 known: self.version.into(),
+                whole: "file",
             }),
         }
     }
@@ -202,54 +203,6 @@ impl StateFile {
     }
 }
 
-/// Why a state file could not be saved or loaded.
-#[derive(Debug, thiserror::Error)]
-pub enum StateFileError {
-    /// The system refused; the file may be sound.
-    #[error("cannot {action} {}: {source}", path.display())]
-    Io {
-        /// Which file.
-        path: PathBuf,
-        /// What was tried.
-        action: &'static str,
-        /// Why not.
-        source: io::Error,
-    },
-    /// The file is not what was written.
-    #[error("{} is damaged: {reason}", path.display())]
-    Damaged {
-        /// Which file.
-        path: PathBuf,
-        /// How that shows.
-        reason: String,
-    },
-    /// The file is sound and another version's; it is neither read nor removed.
-    #[error(
-        "{} has format version {version}, this program reads version {known}; \
-         use the program that wrote it, or move the file away",
-        path.display()
-    )]
-    UnknownVersion {
-        /// Which file.
-        path: PathBuf,
-        /// The version it has.
-        version: u32,
-        /// The version that this program reads.
-        known: u32,
-    },
-}
-
-impl StateFileError {
-    /// Returns the error as a line that ends with what to do: with `advice` for a damaged file,
-    /// of which only its user knows what it costs to be without.
-    pub fn with_advice(&self, advice: &str) -> String {
-        match self {
-            StateFileError::Damaged { .. } => format!("{self}; {advice}"),
-            StateFileError::Io { .. } | StateFileError::UnknownVersion { .. } => self.to_string(),
-        }
-    }
-}
-
 /// A directory that holds state, open, with the name that errors give it.
 #[derive(Debug)]
 pub struct Directory {
@@ -259,11 +212,10 @@ pub struct Directory {
 
 impl Directory {
     /// Opens the directory at `path`, which must be there.
-    pub fn open(path: &Path) -> Result<Directory, StateFileError> {
+    pub fn open(path: &Path) -> Result<Directory, FileError> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let fd = rustix::fs::open(path, flags, Mode::empty()).map_err(|error| {
-            StateFileError::Io { path: path.to_path_buf(), action: "open", source: error.into() }
-        })?;
+        let fd = rustix::fs::open(path, flags, Mode::empty())
+            .map_err(|error| FileError::io(path, "open", error))?;
         Ok(Directory::new(fd, path.to_path_buf()))
     }
 
@@ -293,12 +245,9 @@ pub struct DirectoryRef<'a> {
 
 impl DirectoryRef<'_> {
     /// Makes the names in the directory durable as they are.
-    pub fn sync(&self) -> Result<(), StateFileError> {
-        rustix::fs::fsync(self.fd).map_err(|error| StateFileError::Io {
-            path: self.path(),
-            action: "synchronise",
-            source: error.into(),
-        })
+    pub fn sync(&self) -> Result<(), FileError> {
+        rustix::fs::fsync(self.fd)
+            .map_err(|error| FileError::io(&self.path(), "synchronise", error))
     }
 
     /// Returns what errors call the directory.
@@ -315,8 +264,8 @@ impl DirectoryRef<'_> {
         self.path().join(name)
     }
 
-    fn error(&self, name: &str, action: &'static str, source: io::Error) -> StateFileError {
-        StateFileError::Io { path: self.path_of(name), action, source }
+    fn error(&self, name: &str, action: &'static str, source: io::Error) -> FileError {
+        FileError::io(&self.path_of(name), action, source)
     }
 }
 
@@ -374,12 +323,12 @@ mod tests {
             damaged[bit / 8] ^= 1 << (bit % 8);
             std::fs::write(&path, damaged).unwrap();
             let error = FILE.load::<(u64, String)>(&directory).unwrap_err();
-            assert!(matches!(error, StateFileError::Damaged { .. }), "bit {bit}: {error}");
+            assert!(matches!(error, FileError::Damaged { .. }), "bit {bit}: {error}");
         }
         for length in 0..bytes.len() {
             std::fs::write(&path, &bytes[..length]).unwrap();
             let error = FILE.load::<(u64, String)>(&directory).unwrap_err();
-            assert!(matches!(error, StateFileError::Damaged { .. }), "cut at {length}: {error}");
+            assert!(matches!(error, FileError::Damaged { .. }), "cut at {length}: {error}");
         }
     }
 
@@ -389,7 +338,7 @@ mod tests {
         let directory = Directory::open(temporary.path()).unwrap();
         StateFile::new("thing", 4).save(&directory, &1_u8).unwrap();
         let error = FILE.load::<u8>(directory.as_fd()).unwrap_err();
-        assert!(matches!(error, StateFileError::UnknownVersion { version: 4, .. }), "{error}");
+        assert!(matches!(error, FileError::UnknownVersion { version: 4, .. }), "{error}");
         let path = temporary.path().canonicalize().unwrap().join("thing");
         let named = format!("{} has format version 4", path.display());
         assert!(error.to_string().starts_with(&named), "{error}");
@@ -397,7 +346,7 @@ mod tests {
         assert_eq!(load::<u8>(temporary.path(), "other", 3).unwrap(), Some(1));
         std::fs::rename(temporary.path().join("other"), &path).unwrap();
         let error = FILE.load::<u8>(&directory).unwrap_err();
-        assert!(matches!(error, StateFileError::Damaged { .. }), "{error}");
+        assert!(matches!(error, FileError::Damaged { .. }), "{error}");
     }
 
     #[test]

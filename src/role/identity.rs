@@ -7,7 +7,7 @@ use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
 use super::RoleError;
-use crate::journal::state_file;
+use crate::journal::{FileError, state_file};
 use crate::model::path::CONTROL_NAME;
 use crate::model::{Epoch, EpochId, NodeId, TreeId};
 use crate::tree::Root;
@@ -138,7 +138,7 @@ impl SourceIdentity {
 
 /// Loads or makes the id of a sink's node.
 pub(super) fn load_node(state_dir: &Path) -> Result<NodeId, RoleError> {
-    let failed = |error: state_file::StateFileError| {
+    let failed = |error: FileError| {
         RoleError(error.with_advice("remove it, and another is made, which costs nothing"))
     };
     if let Some(node) = state_file::load(state_dir, "node", VERSION).map_err(failed)? {

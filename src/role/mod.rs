@@ -9,6 +9,7 @@ pub mod identity;
 pub mod options;
 mod problems;
 mod relay;
+mod replay;
 mod restart;
 mod sink;
 mod source;

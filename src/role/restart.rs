@@ -4,10 +4,10 @@
 use std::path::Path;
 
 use super::identity::SourceIdentity;
-use super::relay::Replay;
+use super::replay::Replay;
 use super::{RoleError, Source, SourceFeed};
 use crate::journal::catalog::CATALOG_NAME;
-use crate::journal::{Catalog, CatalogError, Cursor, Journal};
+use crate::journal::{Catalog, Cursor, FileError, Journal};
 use crate::model::limits::RECORDS_READ_MAX;
 use crate::model::{Change, Position, Sequence, TreePath, What};
 use crate::watch::{RestartError, Watch};
@@ -58,7 +58,7 @@ pub(super) fn go_on(
             let path = state_dir.join(CATALOG_NAME);
             return Err(new_epoch(&format!("{} is missing", path.display())));
         }
-        Err(error @ CatalogError::UnknownVersion { .. }) => {
+        Err(error @ FileError::UnknownVersion { .. }) => {
             return Err(Obstacle::Hold(RoleError(error.to_string())));
         }
         Err(error) => return Err(new_epoch(&error)),

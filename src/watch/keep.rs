@@ -16,9 +16,10 @@ use super::events::is_reserved;
 use super::nodes::{NodeId, Place, ROOT};
 use super::scan::is_directory;
 use super::{Watch, wall_clock};
+use crate::journal::FileError;
 use crate::journal::catalog::{
-    Catalog, CatalogError, CatalogWriter, Extent, Finished, Listed, Listing, Stamp, Summary,
-    TableDirectory, TableEntry,
+    Catalog, CatalogWriter, Extent, Finished, Listed, Listing, Stamp, Summary, TableDirectory,
+    TableEntry,
 };
 use crate::model::{Position, Sequence, Timestamp, TreePath};
 use crate::tree::metadata::timestamp;
@@ -100,7 +101,7 @@ enum Step {
     /// The file waits for the journal to be durable.
     Written(Finished),
     /// A thread makes it durable and puts it in place.
-    Installing(JoinHandle<Result<Catalog, CatalogError>>),
+    Installing(JoinHandle<Result<Catalog, FileError>>),
 }
 
 impl Watch {
@@ -230,7 +231,7 @@ impl Watch {
             || !keeper.touched.is_empty() && now >= keeper.written_at + INTERVAL
     }
 
-    fn begin_catalog(&mut self, keeper: &mut Keeper) -> Result<Option<Writing>, CatalogError> {
+    fn begin_catalog(&mut self, keeper: &mut Keeper) -> Result<Option<Writing>, FileError> {
         let writer = CatalogWriter::create(&keeper.directory)?;
         Ok(Some(Writing {
             position: keeper.head(),
@@ -250,7 +251,7 @@ impl Watch {
         mut writing: Writing,
         problems: &mut dyn FnMut() -> Vec<TreePath>,
         now: Instant,
-    ) -> Result<Option<Writing>, CatalogError> {
+    ) -> Result<Option<Writing>, FileError> {
         let deadline = now + SLICE * if keeper.ends { 10 } else { 1 };
         let step = match writing.step.take() {
             Some(Step::Listings { mut writer, mut pending, mut round }) => {
@@ -294,20 +295,14 @@ impl Watch {
             }
             Some(Step::Written(finished)) => {
                 let installing = std::thread::Builder::new().name("catalog".into());
-                let directory = keeper.directory.clone();
-                Step::Installing(installing.spawn(move || finished.install()).map_err(
-                    |source| CatalogError::Io {
-                        path: directory,
-                        action: "start a thread for",
-                        source,
-                    },
-                )?)
+                let installing = installing.spawn(move || finished.install());
+                let failed = |error| FileError::io(&keeper.directory, "start a thread for", error);
+                Step::Installing(installing.map_err(failed)?)
             }
             Some(Step::Installing(thread)) if keeper.ends || thread.is_finished() => {
-                let catalog = thread.join().map_err(|_| CatalogError::Damaged {
-                    path: keeper.directory.clone(),
-                    reason: "its thread panicked".to_string(),
-                })??;
+                let catalog = thread
+                    .join()
+                    .map_err(|_| FileError::damaged(&keeper.directory, "its thread panicked"))??;
                 let (head, directories) = (catalog.summary().table_position, writing.extents.len());
                 tracing::debug!(
                     "{}: the catalog has {directories} directories as of {head}",
@@ -345,7 +340,7 @@ impl Watch {
         writing: &mut Writing,
         writer: &mut CatalogWriter,
         id: NodeId,
-    ) -> Result<(), CatalogError> {
+    ) -> Result<(), FileError> {
         let Some(node) = self.nodes.get(id) else { return Ok(()) };
         let was_touched = writing.touched.remove(&id);
         if !was_touched && writing.extents.contains_key(&id) {

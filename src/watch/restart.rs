@@ -18,7 +18,8 @@ use super::compare::key_of;
 use super::moves::{End, FileKey, Moves, Paired, Step, order};
 use super::nodes::{NodeId, Place, ROOT, STRANGE};
 use super::overflow::Recovery;
-use crate::journal::catalog::{Catalog, CatalogError, Extent, TableDirectory};
+use crate::journal::FileError;
+use crate::journal::catalog::{Catalog, Extent, TableDirectory};
 use crate::model::limits::SENT_PATHS_MAX;
 use crate::model::{Change, Identity, TreePath, What};
 use crate::tree::metadata::timestamp;
@@ -71,7 +72,7 @@ struct Plan {
 pub enum RestartError {
     /// The catalog cannot be read.
     #[error(transparent)]
-    Catalog(#[from] CatalogError),
+    Catalog(#[from] FileError),
     /// It is another tree's.
     #[error("{} is of another directory than this one", .0.display())]
     OtherRoot(PathBuf),

@@ -28,6 +28,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::FileError;
 use crate::model::{EpochId, Name, Sequence, Timestamp, TreeId, TreePath};
 use encoding::Decoder;
 pub use writer::{CatalogWriter, Finished};
@@ -152,19 +153,18 @@ pub struct Catalog {
 
 impl Catalog {
     /// Opens the catalog in `directory` and verifies all of it; `None` if there is none.
-    pub fn open(directory: &Path) -> Result<Option<Catalog>, CatalogError> {
+    pub fn open(directory: &Path) -> Result<Option<Catalog>, FileError> {
         let path = directory.join(CATALOG_NAME);
         match File::open(&path) {
             Ok(file) => Catalog::verify(file, path).map(Some),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(source) => Err(CatalogError::Io { path, action: "open", source }),
+            Err(error) => Err(FileError::io(&path, "open", error)),
         }
     }
 
-    fn verify(file: File, path: PathBuf) -> Result<Catalog, CatalogError> {
-        let failed = |source| CatalogError::Io { path: path.clone(), action: "read", source };
-        let damaged =
-            |reason: &str| CatalogError::Damaged { path: path.clone(), reason: reason.to_string() };
+    fn verify(file: File, path: PathBuf) -> Result<Catalog, FileError> {
+        let failed = |error| FileError::io(&path, "read", error);
+        let damaged = |reason: &str| FileError::damaged(&path, reason);
         let length = file.metadata().map_err(failed)?.len();
         if length < (HEADER_BYTES + TRAILER_BYTES) as u64 {
             return Err(damaged("it is too short"));
@@ -179,7 +179,8 @@ impl Catalog {
         }
         let version = word(&header[8..12]);
         if version != VERSION {
-            return Err(CatalogError::UnknownVersion { path, version, known: VERSION });
+            let whole = "file";
+            return Err(FileError::UnknownVersion { path, version, known: VERSION, whole });
         }
         let mut trailer = [0; TRAILER_BYTES];
         file.read_exact_at(&mut trailer, length - TRAILER_BYTES as u64).map_err(failed)?;
@@ -231,7 +232,7 @@ impl Catalog {
     }
 
     /// Calls `each` with the entries of the table, in order.
-    pub fn table(&self, mut each: impl FnMut(TableEntry)) -> Result<(), CatalogError> {
+    pub fn table(&self, mut each: impl FnMut(TableEntry)) -> Result<(), FileError> {
         let mut offset = self.table_offset;
         while offset < self.summary_offset {
             let (payload, next) = self.frame(offset)?;
@@ -245,13 +246,13 @@ impl Catalog {
     }
 
     /// Returns a directory's listing.
-    pub fn listing(&self, extent: Extent) -> Result<Listing, CatalogError> {
+    pub fn listing(&self, extent: Extent) -> Result<Listing, FileError> {
         let payload = self.payload(extent)?;
         Decoder::new(&payload).listing().ok_or_else(|| self.undecodable())
     }
 
     /// Returns a listing as it is in the file.
-    fn payload(&self, extent: Extent) -> Result<Vec<u8>, CatalogError> {
+    fn payload(&self, extent: Extent) -> Result<Vec<u8>, FileError> {
         let (payload, _) = self.frame(extent.offset)?;
         if payload.len() != extent.length as usize {
             return Err(self.damaged("a listing is not where it should be"));
@@ -260,8 +261,8 @@ impl Catalog {
     }
 
     /// Returns the payload of the frame at `offset` and where the next one begins.
-    fn frame(&self, offset: u64) -> Result<(Vec<u8>, u64), CatalogError> {
-        let failed = |source| CatalogError::Io { path: self.path.clone(), action: "read", source };
+    fn frame(&self, offset: u64) -> Result<(Vec<u8>, u64), FileError> {
+        let failed = |error| FileError::io(&self.path, "read", error);
         let mut header = [0; FRAME_HEADER_BYTES];
         self.file.read_exact_at(&mut header, offset).map_err(failed)?;
         let length = word(&header);
@@ -279,50 +280,13 @@ impl Catalog {
         Ok((payload, end))
     }
 
-    fn undecodable(&self) -> CatalogError {
+    fn undecodable(&self) -> FileError {
         self.damaged("a part of it is undecodable")
     }
 
-    fn damaged(&self, reason: &str) -> CatalogError {
-        CatalogError::Damaged { path: self.path.clone(), reason: reason.to_string() }
+    fn damaged(&self, reason: &str) -> FileError {
+        FileError::damaged(&self.path, reason)
     }
-}
-
-/// Why a catalog cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum CatalogError {
-    /// The system refused.
-    #[error("cannot {action} {}: {source}", path.display())]
-    Io {
-        /// Which file.
-        path: PathBuf,
-        /// What was tried.
-        action: &'static str,
-        /// Why not.
-        source: io::Error,
-    },
-    /// The file is not what was written.
-    #[error("{} is damaged: {reason}", path.display())]
-    Damaged {
-        /// Which file.
-        path: PathBuf,
-        /// How that shows.
-        reason: String,
-    },
-    /// The file is another version's; it is neither read nor removed.
-    #[error(
-        "{} has format version {version}, this program reads version {known}; \
-         use the program that wrote it, or move the file away",
-        path.display()
-    )]
-    UnknownVersion {
-        /// Which file.
-        path: PathBuf,
-        /// The version it has.
-        version: u32,
-        /// The version that this program reads.
-        known: u32,
-    },
 }
 
 fn word(bytes: &[u8]) -> u32 {

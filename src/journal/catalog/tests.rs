@@ -98,12 +98,12 @@ fn every_flipped_bit_and_every_cut_is_damage() {
         damaged[bit / 8] ^= 1 << (bit % 8);
         std::fs::write(&path, damaged).unwrap();
         let error = Catalog::open(scratch.path()).unwrap_err();
-        assert!(matches!(error, CatalogError::Damaged { .. }), "bit {bit}: {error}");
+        assert!(matches!(error, FileError::Damaged { .. }), "bit {bit}: {error}");
     }
     for length in 0..bytes.len() {
         std::fs::write(&path, &bytes[..length]).unwrap();
         let error = Catalog::open(scratch.path()).unwrap_err();
-        assert!(matches!(error, CatalogError::Damaged { .. }), "cut at {length}: {error}");
+        assert!(matches!(error, FileError::Damaged { .. }), "cut at {length}: {error}");
     }
 }
 
@@ -118,7 +118,7 @@ fn another_version_is_named_and_left_alone() {
     bytes[12..16].copy_from_slice(&checksum.to_le_bytes());
     std::fs::write(&path, &bytes).unwrap();
     let error = Catalog::open(scratch.path()).unwrap_err();
-    assert!(matches!(error, CatalogError::UnknownVersion { version: 2, .. }), "{error}");
+    assert!(matches!(error, FileError::UnknownVersion { version: 2, .. }), "{error}");
     assert_eq!(std::fs::read(&path).unwrap(), bytes);
 }
 

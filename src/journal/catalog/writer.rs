@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 
 use super::encoding::{put_listing, put_table_entry};
 use super::{
-    CATALOG_NAME, Catalog, CatalogError, END_MAGIC, Extent, FRAME_HEADER_BYTES, HEADER_BYTES,
-    Listing, MAGIC, Summary, TableEntry, VERSION,
+    CATALOG_NAME, Catalog, END_MAGIC, Extent, FRAME_HEADER_BYTES, FileError, HEADER_BYTES, Listing,
+    MAGIC, Summary, TableEntry, VERSION,
 };
 
 /// Bytes of table entries in one frame.
@@ -30,17 +30,13 @@ pub struct CatalogWriter {
 
 impl CatalogWriter {
     /// Begins a catalog in `directory`.
-    pub fn create(directory: &Path) -> Result<CatalogWriter, CatalogError> {
+    pub fn create(directory: &Path) -> Result<CatalogWriter, FileError> {
         use std::os::unix::fs::OpenOptionsExt;
         // A fixed name: what a crash leaves behind is overwritten, and never grows in number.
         let path = directory.join(format!("{CATALOG_NAME}.new"));
         let options =
             File::options().read(true).write(true).create(true).truncate(true).mode(0o600).clone();
-        let file = options.open(&path).map_err(|source| CatalogError::Io {
-            path: path.clone(),
-            action: "create",
-            source,
-        })?;
+        let file = options.open(&path).map_err(|error| FileError::io(&path, "create", error))?;
         let mut writer = CatalogWriter {
             output: BufWriter::with_capacity(256 << 10, file),
             path,
@@ -60,7 +56,7 @@ impl CatalogWriter {
     }
 
     /// Adds a directory's listing and returns where it is.
-    pub fn listing(&mut self, listing: &Listing) -> Result<Extent, CatalogError> {
+    pub fn listing(&mut self, listing: &Listing) -> Result<Extent, FileError> {
         let mut payload = std::mem::take(&mut self.scratch);
         payload.clear();
         put_listing(listing, &mut payload);
@@ -70,20 +66,20 @@ impl CatalogWriter {
     }
 
     /// Adds a listing that another catalog has.
-    pub fn copy(&mut self, from: &Catalog, extent: Extent) -> Result<Extent, CatalogError> {
+    pub fn copy(&mut self, from: &Catalog, extent: Extent) -> Result<Extent, FileError> {
         let payload = from.payload(extent)?;
         self.frame(&payload)
     }
 
     /// Adds a directory to the table. After the first one there can be no more listings.
-    pub fn table_entry(&mut self, entry: &TableEntry) -> Result<(), CatalogError> {
+    pub fn table_entry(&mut self, entry: &TableEntry) -> Result<(), FileError> {
         self.table_offset.get_or_insert(self.offset);
         put_table_entry(entry, &mut self.table);
         if self.table.len() >= TABLE_FRAME_BYTES { self.flush_table() } else { Ok(()) }
     }
 
     /// Ends the file. It is neither durable nor in its place yet.
-    pub fn finish(mut self, summary: &Summary) -> Result<Finished, CatalogError> {
+    pub fn finish(mut self, summary: &Summary) -> Result<Finished, FileError> {
         self.flush_table()?;
         let table_offset = self.table_offset.unwrap_or(self.offset);
         let summary_offset = self.offset;
@@ -95,15 +91,14 @@ impl CatalogWriter {
         self.put(&checksum.to_le_bytes())?;
         self.put(&END_MAGIC)?;
         let path = self.path;
-        let file = self.output.into_inner().map_err(|error| CatalogError::Io {
-            path: path.clone(),
-            action: "write",
-            source: error.into_error(),
-        })?;
+        let file = self
+            .output
+            .into_inner()
+            .map_err(|error| FileError::io(&path, "write", error.into_error()))?;
         Ok(Finished { file, path, summary: summary.clone(), table_offset, summary_offset })
     }
 
-    fn flush_table(&mut self) -> Result<(), CatalogError> {
+    fn flush_table(&mut self) -> Result<(), FileError> {
         if self.table.is_empty() {
             return Ok(());
         }
@@ -114,7 +109,7 @@ impl CatalogWriter {
         written.map(|_| ())
     }
 
-    fn frame(&mut self, payload: &[u8]) -> Result<Extent, CatalogError> {
+    fn frame(&mut self, payload: &[u8]) -> Result<Extent, FileError> {
         let offset = self.offset;
         let length = u32::try_from(payload.len())
             .map_err(|_| self.error(io::Error::other("a directory has too many entries")))?;
@@ -126,15 +121,15 @@ impl CatalogWriter {
         Ok(Extent { offset, length })
     }
 
-    fn put(&mut self, bytes: &[u8]) -> Result<(), CatalogError> {
+    fn put(&mut self, bytes: &[u8]) -> Result<(), FileError> {
         self.output.write_all(bytes).map_err(|error| self.error(error))?;
         self.hasher.update(bytes);
         self.offset += bytes.len() as u64;
         Ok(())
     }
 
-    fn error(&self, source: io::Error) -> CatalogError {
-        CatalogError::Io { path: self.path.clone(), action: "write", source }
+    fn error(&self, source: io::Error) -> FileError {
+        FileError::io(&self.path, "write", source)
     }
 }
 
@@ -153,11 +148,11 @@ impl Finished {
     /// take seconds on a slow disk.
     ///
     /// The journal must hold everything through its positions, durably, by then.
-    pub fn install(self) -> Result<Catalog, CatalogError> {
+    pub fn install(self) -> Result<Catalog, FileError> {
         let Finished { file, path, summary, table_offset, summary_offset } = self;
         let failed = |action| {
-            let path = path.clone();
-            move |source| CatalogError::Io { path, action, source }
+            let path = &path;
+            move |error| FileError::io(path, action, error)
         };
         file.sync_data().map_err(failed("synchronise"))?;
         let place = path.with_file_name(CATALOG_NAME);

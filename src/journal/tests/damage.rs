@@ -110,7 +110,7 @@ fn an_unknown_version_is_neither_read_nor_removed() {
     bytes[12..16].copy_from_slice(&checksum.to_le_bytes());
     fs::write(&path, &bytes).unwrap();
     let error = Journal::open(temporary.path(), 0).unwrap_err();
-    assert!(matches!(error, JournalError::UnknownVersion { version: 2, .. }), "{error}");
+    assert!(matches!(error, FileError::UnknownVersion { version: 2, .. }), "{error}");
     assert!(error.to_string().contains("0000000000000001.segment"), "{error}");
     assert_eq!(fs::read(&path).unwrap(), bytes);
 
@@ -118,7 +118,8 @@ fn an_unknown_version_is_neither_read_nor_removed() {
     let directory = Directory::open(temporary.path()).unwrap();
     StateFile::new("reserved", 2).save(&directory, &1_u8).unwrap();
     let error = Journal::open(temporary.path(), 0).unwrap_err();
-    assert!(matches!(error, JournalError::UnknownVersion { version: 2, .. }), "{error}");
+    assert!(matches!(error, FileError::UnknownVersion { version: 2, .. }), "{error}");
+    assert!(error.to_string().ends_with("or move the journal away"), "{error}");
 }
 
 #[test]

@@ -32,13 +32,18 @@ pub(super) struct Batch {
     /// Most jobs that are read.
     jobs_max: usize,
     frames: Vec<ItemsFrame>,
-    jobs: Vec<BatchJob>,
-    /// For each job, its bytes in each frame.
-    ranges: Vec<Vec<(usize, Range<usize>)>>,
-    /// What was confirmed as the place of each job: the directories that were read in.
-    places: Vec<Vec<(Vec<u8>, Identity)>>,
-    /// Which jobs brought a file's content.
-    has_content: Vec<bool>,
+    jobs: Vec<(BatchJob, Trace)>,
+}
+
+/// What the reading of a job left in the frames, and what that rests on.
+#[derive(Debug, Default)]
+struct Trace {
+    /// Its bytes in each frame.
+    ranges: Vec<(usize, Range<usize>)>,
+    /// The directories that were read in, by which its place is confirmed.
+    places: Vec<(Vec<u8>, Identity)>,
+    /// Whether it brought a file's content.
+    has_content: bool,
 }
 
 impl Batch {
@@ -79,37 +84,23 @@ impl Batch {
                 || Instant::now() < deadline)
         {
             let Some(job) = sender.next_job(renames) else { break };
-            let mut reading = Reading {
-                batch: self,
-                sender,
-                stages,
-                reader,
-                feed,
-                ranges: Vec::new(),
-                places: Vec::new(),
-                has_content: false,
-            };
+            let mut reading =
+                Reading { batch: self, sender, stages, reader, feed, trace: Trace::default() };
             let path = job.path.clone();
-            let outcome = reading.job(job.clone());
-            let (ranges, places) = (reading.ranges, reading.places);
-            let has_content = reading.has_content;
-            match outcome {
+            let read = reading.job(job.clone());
+            let trace = reading.trace;
+            match read {
                 Ok(Some(done)) => {
                     problems.cure(&path);
-                    self.jobs.push(done);
-                    self.ranges.push(ranges);
-                    self.places.push(places);
-                    self.has_content.push(has_content);
+                    self.jobs.push((done, trace));
                 }
                 Ok(None) => sender.defer(job),
                 Err(error) => {
-                    self.take_back(&ranges);
+                    self.take_back(&trace);
                     problems.note(path, &error, Instant::now());
                     let outcome = Outcome::Dropped;
-                    self.jobs.push(BatchJob { outcome, ..BatchJob::used(job) });
-                    self.ranges.push(Vec::new());
-                    self.places.push(Vec::new());
-                    self.has_content.push(false);
+                    let dropped = BatchJob { outcome, ..BatchJob::used(job) };
+                    self.jobs.push((dropped, Trace::default()));
                 }
             }
         }
@@ -180,11 +171,11 @@ impl Batch {
         let mut jobs = std::mem::take(&mut self.jobs);
         let mut unfinished = Vec::new();
         let mut confirmed = None;
-        for (index, done) in jobs.iter_mut().enumerate() {
+        for (index, (done, trace)) in jobs.iter_mut().enumerate() {
             let path = &done.job.path;
             // Where it is not known, it is told anew when it is found there.
             let mut known = true;
-            for place in &self.places[index] {
+            for place in &trace.places {
                 if confirmed == Some(place) {
                     continue; // Most files are in the directory of the one before.
                 }
@@ -194,7 +185,7 @@ impl Batch {
                     Confirmation::Held | Confirmation::Unknown => known = false,
                 }
             }
-            if self.has_content[index] {
+            if trace.has_content {
                 let is_commit = matches!(done.job.origin, Origin::Commit(_));
                 let progress = feed.progress(path);
                 if let Origin::Commit(stage) = done.job.origin
@@ -221,22 +212,21 @@ impl Batch {
         }
         // To confirm may have found something out.
         let settled = is_drained && feed.is_settled();
-        let origins: Vec<Origin> = jobs.iter().map(|done| done.job.origin.clone()).collect();
+        let origins: Vec<Origin> = jobs.iter().map(|(done, _)| done.job.origin.clone()).collect();
+        let (jobs, traces): (Vec<_>, Vec<_>) = jobs.into_iter().unzip();
         let outcomes = sender.finish_batch(jobs, settled, renames);
         let mut unused: HashMap<usize, Vec<Range<usize>>> = HashMap::new();
         let mut aborted = Vec::new();
-        for (index, outcome) in outcomes.iter().enumerate() {
+        for ((outcome, origin), trace) in outcomes.iter().zip(origins).zip(traces) {
             if matches!(outcome, Outcome::Again | Outcome::Dropped) {
-                for (frame, range) in &self.ranges[index] {
-                    unused.entry(*frame).or_default().push(range.clone());
+                for (frame, range) in trace.ranges {
+                    unused.entry(frame).or_default().push(range);
                 }
             }
             // What comes again keeps its stage.
-            if let (Outcome::Used | Outcome::Dropped, Origin::Commit(stage)) =
-                (outcome, &origins[index])
-            {
-                stages.remove(stage);
-                aborted.extend((*outcome == Outcome::Dropped).then_some(*stage));
+            if let (Outcome::Used | Outcome::Dropped, Origin::Commit(stage)) = (outcome, origin) {
+                stages.remove(&stage);
+                aborted.extend((*outcome == Outcome::Dropped).then_some(stage));
             }
         }
         for (frame, ranges) in unused {
@@ -271,8 +261,8 @@ impl Batch {
         self.frames.into_iter().filter(|frame| !frame.is_empty())
     }
 
-    fn take_back(&mut self, ranges: &[(usize, Range<usize>)]) {
-        for (frame, range) in ranges.iter().rev() {
+    fn take_back(&mut self, trace: &Trace) {
+        for (frame, range) in trace.ranges.iter().rev() {
             self.frames[*frame].truncate(range.start);
         }
     }

@@ -2,10 +2,9 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::ops::Range;
 
 use super::super::Feed;
-use super::Batch;
+use super::{Batch, Trace};
 use crate::model::limits::*;
 use crate::model::{Identity, Kind, Name, TreePath, What};
 use crate::session::sender::{BatchJob, Outcome, Travel};
@@ -36,9 +35,7 @@ pub(super) struct Reading<'a, F: Feed> {
     pub(super) stages: &'a mut HashMap<StageId, StageReader>,
     pub(super) reader: &'a mut Reader,
     pub(super) feed: &'a mut F,
-    pub(super) ranges: Vec<(usize, Range<usize>)>,
-    pub(super) places: Vec<(Vec<u8>, Identity)>,
-    pub(super) has_content: bool,
+    pub(super) trace: Trace,
 }
 
 impl<F: Feed> Reading<'_, F> {
@@ -86,7 +83,7 @@ impl<F: Feed> Reading<'_, F> {
                 Travel::As(content, links) => (content, links),
                 Travel::Inline(links) => {
                     let last = attempt == READ_ATTEMPTS_MAX;
-                    self.has_content = true;
+                    self.trace.has_content = true;
                     if self.inline(&job, &opened, &links, last)? {
                         let mut done = BatchJob::used(job);
                         done.links = links;
@@ -105,7 +102,7 @@ impl<F: Feed> Reading<'_, F> {
                     self.push(&Item::StageOpen { stage, size, path });
                     self.stages.insert(stage, file);
                     // The stage was opened whatever becomes of the path.
-                    self.ranges.clear();
+                    self.trace.ranges.clear();
                     return Ok(Some(BatchJob { outcome: Outcome::Staged, ..BatchJob::used(job) }));
                 }
                 Travel::Absorbed => {
@@ -157,10 +154,10 @@ impl<F: Feed> Reading<'_, F> {
         let rest = self.state_with(job, opened, content, links.to_vec())?;
         let index = self.batch.frames.len() - 1;
         let unchanged = opened.read_whole(self.batch.frames[index].buffer(size as usize))?;
-        let (_, range) = self.ranges.last_mut().expect("the state was just pushed");
+        let (_, range) = self.trace.ranges.last_mut().expect("the state was just pushed");
         range.end = self.batch.frames[index].len();
         if !unchanged && !last_attempt {
-            let (_, range) = self.ranges.pop().expect("the state was just pushed");
+            let (_, range) = self.trace.ranges.pop().expect("the state was just pushed");
             self.batch.frames[index].truncate(range.start);
             return Ok(false);
         }
@@ -175,7 +172,7 @@ impl<F: Feed> Reading<'_, F> {
         listed: Option<Vec<(Name, bool)>>,
     ) -> io::Result<BatchJob> {
         // A directory that the feed does not know, or knows as another, is not the tree's.
-        self.places.push((job.path.as_bytes().to_vec(), opened.identity));
+        self.trace.places.push((job.path.as_bytes().to_vec(), opened.identity));
         self.state(&job, &opened, Content::Keep, Vec::new())?;
         let done = BatchJob::used(job);
         let Some(mut listed) = listed else { return Ok(done) };
@@ -232,7 +229,7 @@ impl<F: Feed> Reading<'_, F> {
                 file.restart()?;
                 let (size, path) = (file.size(), job.path.clone());
                 self.push(&Item::StageOpen { stage, size, path });
-                self.ranges.clear(); // Also if the path is touched: it begins anew.
+                self.trace.ranges.clear(); // Also if the path is touched: it begins anew.
                 return Ok(BatchJob { outcome: Outcome::Staged, ..BatchJob::used(job) });
             }
         }
@@ -250,7 +247,7 @@ impl<F: Feed> Reading<'_, F> {
         let mut opened = opened;
         opened.entry.kind = Kind::Regular { size };
         let links = self.sender.commit_links(opened.identity, links);
-        self.has_content = true;
+        self.trace.has_content = true;
         self.state(&job, &opened, Content::Staged { stage, digest }, links.clone())?;
         Ok(BatchJob { links, ..BatchJob::used(job) })
     }
@@ -318,12 +315,12 @@ impl<F: Feed> Reading<'_, F> {
 
     fn push(&mut self, item: &Item) {
         let range = self.batch.push(item);
-        self.ranges.push(range);
+        self.trace.ranges.push(range);
     }
 
     fn read_in(&mut self, path: &TreePath, identity: Identity) {
         if let Some((parent, _)) = path.split_bytes() {
-            self.places.push((parent.to_vec(), identity));
+            self.trace.places.push((parent.to_vec(), identity));
         }
     }
 }

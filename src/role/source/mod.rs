@@ -15,10 +15,10 @@ use super::batch::BATCH_JOBS_MAX;
 use super::identity::SourceIdentity;
 use super::options::SourceOptions;
 use super::problems::Problems;
-use super::relay::Replay;
+use super::replay::Replay;
 use super::restart::{self, Again, Continued, Obstacle};
 use super::{Feed, FeedEvent, LinkId, RoleError, SourceFeed};
-use crate::journal::{Journal, JournalError};
+use crate::journal::{FileError, Journal};
 use crate::model::{
     Change, Epoch, EpochId, Mark, Marks, NodeId, Position, RenameIndex, TreePath, What,
 };
@@ -233,7 +233,7 @@ impl<F: SourceFeed> Source<F> {
 
     /// Journals what the feed has, as far as the journal takes it: what waits in memory is
     /// bounded, and the feed keeps or finds again what it was not asked for (I7).
-    fn journal_events(&mut self) -> Result<(), JournalError> {
+    fn journal_events(&mut self) -> Result<(), FileError> {
         let deadline = Instant::now() + DRAIN_TIME_MAX;
         self.has_backlog = true;
         while Instant::now() < deadline {
