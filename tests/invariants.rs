@@ -10,7 +10,7 @@
 //! | I5 durable before acknowledged | `tests/power_cuts.rs` |
 //! | I6 confinement | `i6_…` here for the source, `src/tree/replica/tests/safety.rs` for the sink, `refuses_every_way_out_of_the_tree` in `src/model/path.rs` |
 //! | I7 bounded memory | `i7_…` here, `too_many_needs_become_one_for_everything` in `tests/sessions`, `agrees_with_plain_replay_and_stays_bounded` in `src/model/renames.rs`, `the_ring_stays_bounded_and_cursors_fall_off_by_name` in `src/journal/tests.rs`, `a_stalled_peer_holds_little_and_costs_the_others_nothing` in `src/event_loop/tests.rs` |
-//! | I8 an error is not a deletion | `…_is_not_a_deletion` in `tests/faults.rs`, `unreadable_directory_is_not_a_deletion` among them; `a_mount_that_…` in `tests/restarts` |
+//! | I8 an error is not a deletion | `…_is_not_a_deletion` in `tests/faults.rs`, `unreadable_directory_is_not_a_deletion` among them; `a_mount_that_…` in `tests/restarts`; `a_relay_without_room_…` in `tests/relay_faults.rs` |
 
 mod common;
 

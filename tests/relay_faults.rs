@@ -2,11 +2,16 @@
 
 mod common;
 
-use std::fs;
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use common::judge::wait_equal;
+use common::machine::need_ext4;
 use common::node::{Node, NodeRole};
+use common::pair::wait_until;
 
 /// A source, a relay and a sink that are equal.
 struct Chain {
@@ -16,6 +21,11 @@ struct Chain {
 
 impl Chain {
     fn new() -> Chain {
+        Chain::with(|_| ())
+    }
+
+    /// Makes one whose relay was changed before it started.
+    fn with(change: impl FnOnce(&mut Node)) -> Chain {
         let scratch = common::machine::scratch();
         let mut nodes: Vec<Node> =
             [("a", NodeRole::Source), ("b", NodeRole::Relay), ("c", NodeRole::Sink)]
@@ -25,6 +35,7 @@ impl Chain {
             nodes[index].upstream = nodes[index - 1].url();
             nodes[index].args = vec!["--checkpoint-interval".into(), "50ms".into()];
         }
+        change(&mut nodes[1]);
         fs::write(nodes[0].root.join("f"), "f").unwrap();
         nodes.iter_mut().for_each(Node::start);
         let chain = Chain { nodes, _scratch: scratch };
@@ -35,6 +46,31 @@ impl Chain {
     fn converge(&self) {
         for node in &self.nodes[1..] {
             wait_equal(&self.nodes[0].root, &node.root, common::patience());
+        }
+    }
+
+    /// Waits until a node has said something so many times.
+    fn wait_log(&self, node: usize, text: &str, times: usize) {
+        let node = &self.nodes[node];
+        let said =
+            wait_until(common::patience(), || node.log_text().matches(text).count() >= times);
+        assert!(said, "no {text:?}: {}", node.log_text());
+    }
+
+    /// Checks for a while that the sink has its files, each with one of its contents, and that
+    /// all nodes run.
+    fn sink_keeps(&mut self, contents: &BTreeMap<String, Vec<Vec<u8>>>) {
+        let until = Instant::now() + Duration::from_secs(3);
+        while Instant::now() < until {
+            for (name, contents) in contents {
+                let there = fs::read(self.nodes[2].root.join(name));
+                let there = there.unwrap_or_else(|error| panic!("{name}: {error}"));
+                assert!(contents.contains(&there), "{name} has {} strange bytes", there.len());
+            }
+            for node in &mut self.nodes {
+                assert!(node.ended().is_none(), "{} ended: {}", node.name, node.log_text());
+            }
+            std::thread::sleep(Duration::from_millis(20));
         }
     }
 
@@ -119,5 +155,94 @@ fn a_relay_that_lost_its_upstream_may_become_that_nodes_upstream() {
     }
     for node in &nodes[1..] {
         wait_equal(&nodes[0].root, &node.root, common::patience());
+    }
+}
+
+/// Fills the file system at `path` up to its last block. Returns what is to be removed.
+fn fill_up(path: &Path) -> PathBuf {
+    let ballast = path.join("ballast");
+    let file = File::create(&ballast).unwrap();
+    for size in [1 << 20, 4 << 10] {
+        while (&file).write_all(&vec![1; size]).is_ok() {}
+    }
+    ballast
+}
+
+/// What a relay could not journal nobody below it hears of, and then all of it.
+#[test]
+fn a_relay_without_room_for_its_journal_waits_for_it() {
+    let Some(disk) = need_ext4("a small disk for a relay's journal", 16 << 20) else { return };
+    let state = disk.path.join("state");
+    fs::create_dir(&state).unwrap();
+    let mut chain = Chain::with(|relay| relay.state = state);
+    let src = chain.nodes[0].root.clone();
+    let mut contents = BTreeMap::new();
+    for number in 0..20 {
+        let (name, content) = (format!("file-{number}"), vec![number; 3000]);
+        fs::write(src.join(&name), &content).unwrap();
+        contents.insert(name, vec![content, vec![number; 5000]]);
+    }
+    chain.converge();
+    for restarts in [false, true] {
+        let ballast = fill_up(&disk.path);
+        // More records than fit into the journal's last block.
+        for _ in 0..500 {
+            for (from, to) in [("f", "a-longer-name"), ("a-longer-name", "f")] {
+                fs::rename(src.join(from), src.join(to)).unwrap();
+            }
+        }
+        for (name, contents) in &contents {
+            fs::write(src.join(name), &contents[usize::from(!restarts)]).unwrap();
+        }
+        chain.wait_log(1, "the journal cannot be written", 1 + usize::from(restarts));
+        if restarts {
+            chain.nodes[1].kill9();
+            chain.nodes[1].start();
+        }
+        let late = format!("late-{restarts}");
+        fs::write(src.join(&late), "late").unwrap();
+        chain.sink_keeps(&contents);
+        assert!(chain.nodes[1].root.join(&late).exists(), "{}", chain.nodes[1].log_text());
+        // A relay that was killed has begun its journal anew, for which the old one made room.
+        assert!(restarts || !chain.nodes[2].root.join(&late).exists(), "it is not in the journal");
+        fs::remove_file(ballast).unwrap();
+        chain.converge();
+    }
+}
+
+/// A relay that cannot take what it is told keeps what it has, and so does who follows it.
+#[test]
+fn a_relay_without_room_for_its_replica_waits_for_it() {
+    let Some(disk) = need_ext4("a small disk for a relay's replica", 24 << 20) else { return };
+    let root = disk.path.join("replica");
+    fs::create_dir(&root).unwrap();
+    let mut chain = Chain::with(|relay| relay.root = root);
+    let src = chain.nodes[0].root.clone();
+    let mut contents = BTreeMap::new();
+    fs::create_dir(src.join("d")).unwrap();
+    for number in 0..20 {
+        let (name, content) = (format!("d/file-{number}"), vec![number; 3000]);
+        fs::write(src.join(&name), &content).unwrap();
+        contents.insert(name, vec![content, vec![number; 200_000]]);
+    }
+    chain.converge();
+    for restarts in [false, true] {
+        let ballast = fill_up(&disk.path);
+        for (name, contents) in &contents {
+            fs::write(src.join(name), &contents[usize::from(!restarts)]).unwrap();
+        }
+        fs::write(src.join("big"), vec![7; 4 << 20]).unwrap();
+        fs::create_dir(src.join(format!("new-{restarts}"))).unwrap();
+        for number in 0..50 {
+            fs::write(src.join(format!("new-{restarts}/{number}")), vec![7; 5000]).unwrap();
+        }
+        chain.wait_log(1, "No space left", 1 + usize::from(restarts));
+        if restarts {
+            chain.nodes[1].kill9();
+            chain.nodes[1].start();
+        }
+        chain.sink_keeps(&contents);
+        fs::remove_file(ballast).unwrap();
+        chain.converge();
     }
 }

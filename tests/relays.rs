@@ -483,17 +483,20 @@ fn sizes_and_times_are_trusted_only_at_the_node_whose_clock_it_is() {
     std::thread::sleep(Duration::from_millis(3100));
     fs::write(src.join("b"), "content").unwrap();
     chain.converge();
-    // Something else with the same size and time.
     let time = fs::metadata(src.join("a")).unwrap().modified().unwrap();
-    fs::write(chain.tree(D).join("a"), "CONTENT").unwrap();
-    fs::File::open(chain.tree(D).join("a")).unwrap().set_modified(time).unwrap();
-    chain.stop(D);
-    chain.change_checkpoint(D, |checkpoint| {
-        checkpoint.watermarks = None;
-        checkpoint.trusted_until.seconds += 1000;
-    });
-    chain.re_parent(D, B);
-    chain.converge();
+    // And back: what it knows is of the node that it followed last, not of the first.
+    for up in [B, C] {
+        // Something else with the same size and time.
+        fs::write(chain.tree(D).join("a"), "CONTENT").unwrap();
+        fs::File::open(chain.tree(D).join("a")).unwrap().set_modified(time).unwrap();
+        chain.stop(D);
+        chain.change_checkpoint(D, |checkpoint| {
+            checkpoint.watermarks = None;
+            checkpoint.trusted_until.seconds += 1000;
+        });
+        chain.re_parent(D, up);
+        chain.converge();
+    }
 }
 
 /// What a journal names is in the tree after a crash of the process, and need not be after one of

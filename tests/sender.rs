@@ -5,8 +5,8 @@ use std::time::Instant;
 use mirror::model::Identity;
 use mirror::model::limits::{INLINE_BYTES_MAX, NEEDS_MAX};
 use mirror::model::*;
-use mirror::session::sender::{BatchJob, Travel};
-use mirror::session::{Look, Sender, SourceState};
+use mirror::session::sender::{BatchJob, Outcome, Travel};
+use mirror::session::{Job, Look, Origin, Sender, SourceState};
 use mirror::wire::message::VERSIONS;
 use mirror::wire::*;
 
@@ -30,6 +30,13 @@ struct Fixture {
 impl Fixture {
     /// Returns a sender to an empty downstream that has got everything.
     fn new() -> Fixture {
+        let mut fixture = Fixture::greeted();
+        fixture.finish_all();
+        fixture
+    }
+
+    /// Returns a sender to an empty downstream.
+    fn greeted() -> Fixture {
         let now = Instant::now();
         let renames = RenameIndex::new(Sequence(0), Sequence(0));
         let mut fixture = Fixture { sender: Sender::new(now), renames, now };
@@ -44,7 +51,6 @@ impl Fixture {
             lacks: Lacks::NOTHING,
         };
         fixture.handle(Message::DownstreamHello(hello)).unwrap();
-        fixture.finish_all();
         fixture
     }
 
@@ -95,6 +101,13 @@ impl Fixture {
     fn travel(&mut self, size: u64, ctime: Timestamp) -> Travel {
         self.sender.begin_batch(HEAD, seconds(1000));
         let job = self.sender.next_job(&self.renames).unwrap();
+        let travel = self.travel_of(&job, size, ctime);
+        self.sender.finish_batch(vec![BatchJob::used(job)], true, &self.renames);
+        travel
+    }
+
+    /// Returns how such a file travels for a job.
+    fn travel_of(&mut self, job: &Job, size: u64, ctime: Timestamp) -> Travel {
         let metadata = Metadata { mode: 0, uid: 0, gid: 0, mtime: ctime, xattrs: Vec::new() };
         let entry = Entry { kind: Kind::Regular { size }, metadata };
         let look = Look {
@@ -105,9 +118,14 @@ impl Fixture {
             is_linked: false,
             links: &[],
         };
-        let travel = self.sender.content_for(&job, &look);
-        self.sender.finish_batch(vec![BatchJob::used(job)], true, &self.renames);
-        travel
+        self.sender.content_for(job, &look)
+    }
+
+    /// Returns the next job, which must be this one.
+    fn job(&mut self, at: &str) -> Job {
+        let job = self.sender.next_job(&self.renames).unwrap();
+        assert_eq!(job.path, path(at));
+        job
     }
 }
 
@@ -173,4 +191,34 @@ fn a_need_from_before_the_renames_that_are_kept_begins_anew() {
     assert_eq!(fixture.finish_all(), [path("c")]);
     fixture.renames.drop_through(Sequence(10));
     assert!(matches!(fixture.need(2, "a", true), Err(Refusal::StartOver(_))));
+}
+
+#[test]
+fn a_change_that_is_left_to_a_walk_is_not_left_to_what_was_read_before_it() {
+    let mut fixture = Fixture::greeted();
+    let (size, later) = (INLINE_BYTES_MAX as u64 + 1, Sequence(HEAD.0 + 1));
+    fixture.sender.begin_batch(HEAD, seconds(1000));
+    let root = fixture.job("");
+    fixture.sender.visit(&root, vec![path("f")], Vec::new());
+    let file = fixture.job("f");
+    let Travel::Stage(stage) = fixture.travel_of(&file, size, seconds(500)) else { panic!() };
+    let staged = BatchJob { outcome: Outcome::Staged, ..BatchJob::used(file) };
+    // A rename came meanwhile, so the directory is read once more, and what is in it.
+    fixture.sender.finish_batch(vec![BatchJob::used(root), staged], false, &fixture.renames);
+    assert_eq!(fixture.sender.next_chunk(), Some(stage));
+    fixture.sender.handle_stage_read(stage);
+    // The file changed behind the reading. The walk will come by: the record is left to it.
+    let change = Change::Dirty { path: path("f"), what: What::CONTENT };
+    let record = Record { sequence: later, origin: None, change };
+    fixture.sender.handle_records([record], later);
+    fixture.sender.begin_batch(later, seconds(1000));
+    let commit = fixture.job("f");
+    assert_eq!(commit.origin, Origin::Commit(stage));
+    let root = fixture.job("");
+    fixture.sender.visit(&root, vec![path("f")], Vec::new());
+    let file = fixture.job("f");
+    assert!(matches!(fixture.travel_of(&file, size, seconds(900)), Travel::Absorbed));
+    let jobs = [commit, root, file].map(BatchJob::used).into();
+    fixture.sender.finish_batch(jobs, true, &fixture.renames);
+    assert_eq!(fixture.finish_all(), [path("f")]);
 }

@@ -61,6 +61,16 @@ pub fn free_port() -> u16 {
     listener.local_addr().expect("its address").port()
 }
 
+/// Returns a small file system of its own for `test`; says why when there is none here.
+pub fn need_ext4(test: &str, bytes: u64) -> Option<Mount> {
+    if !need_root(test) || !need_tool("mkfs.ext4") {
+        return None;
+    }
+    Mount::ext4(bytes, &[])
+        .inspect_err(|error| super::skip(&format!("no loop mount: {error}")))
+        .ok()
+}
+
 /// A file system in an image, unmounted with this guard.
 pub struct Mount {
     pub path: PathBuf,

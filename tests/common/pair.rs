@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::judge::{Judge, rsync_judge};
-use super::machine::{Mount, need_root, need_tool, scratch};
+use super::machine::{Mount, need_ext4, scratch};
 use super::process::Process;
 
 /// A source at `src` and a sink at `dst`; the processes end with this guard.
@@ -170,22 +170,9 @@ pub fn inode(path: &Path) -> u64 {
 
 /// Prepares a pair whose replica is on a small file system of its own.
 pub fn pair_on_ext4(bytes: u64) -> Option<(Pair, Mount)> {
-    if !need_root("a small file system for the sink") {
-        return None;
-    }
-    if !need_tool("mkfs.ext4") {
-        return None;
-    }
+    let mount = need_ext4("a small file system for the sink", bytes)?;
     let mut pair = Pair::new();
-    match Mount::ext4(bytes, &[]) {
-        Ok(mount) => {
-            pair.dst = mount.path.join("replica");
-            fs::create_dir(&pair.dst).unwrap();
-            Some((pair, mount))
-        }
-        Err(error) => {
-            super::skip(&format!("no loop mount: {error}"));
-            None
-        }
-    }
+    pair.dst = mount.path.join("replica");
+    fs::create_dir(&pair.dst).unwrap();
+    Some((pair, mount))
 }

@@ -278,12 +278,12 @@ impl Receiver {
             let moved = self.moved.max(sequence);
             self.moved = moved;
             state.watermarks = Some(Watermarks { epoch, moved, applied: sequence });
-            state.trusted_next = Some(clock);
+            state.trusted_next = Some((clock, state.chain.last().copied()));
         }
         if state.needs.is_empty()
-            && let Some(clock) = state.trusted_next.take()
+            && let Some(next) = state.trusted_next.take()
         {
-            (state.trusted_until, state.trusted_node) = (clock, state.chain.last().copied());
+            (state.trusted_until, state.trusted_node) = next;
         }
     }
 
@@ -384,12 +384,16 @@ mod tests {
     }
 
     fn greet(state: &mut ReceiverState, plan: Plan, now: Instant) -> Receiver {
+        greet_at(NodeId(1), state, plan, now)
+    }
+
+    fn greet_at(node: NodeId, state: &mut ReceiverState, plan: Plan, now: Instant) -> Receiver {
         let (mut receiver, _) = Receiver::new(state, false, now);
         let epoch = Epoch { id: EpochId { counter: 1, random: 1 }, parent: None };
         let hello = UpstreamHello {
             version: VERSIONS.newest,
             tree: TreeId(1),
-            chain: vec![NodeId(1)],
+            chain: vec![node],
             epoch,
             plan,
             head: Sequence(0),
@@ -467,6 +471,25 @@ mod tests {
         let mut receiver = greet(&mut state, Plan::Compare { moved: Sequence(3) }, now);
         receiver.handle_flushed(&mut state);
         assert_eq!((state.needs().count(), state.trusted_until), (0, time(20)));
+    }
+
+    /// Or files that another node changed before that moment of its own clock would be trusted.
+    #[test]
+    fn a_moment_is_of_the_clock_of_the_node_that_said_it() {
+        let now = Instant::now();
+        let mut state = ReceiverState::new(NodeId(2));
+        let mut receiver = greet(&mut state, Plan::Compare { moved: Sequence(0) }, now);
+        through(&mut receiver, &mut state, 1, 10);
+        state.need(path("f"), true);
+        through(&mut receiver, &mut state, 2, 20);
+        // What was missing comes from another node, by position.
+        let mut receiver = greet_at(NodeId(3), &mut state, Plan::Resume, now);
+        let (id, _) = ask(&mut receiver, &mut state, now).remove(0);
+        receiver.handle_item(&mut state, &Item::Answered { id }).unwrap();
+        receiver.handle_flushed(&mut state);
+        assert_eq!((state.trusted_until, state.trusted_node), (time(20), Some(NodeId(1))));
+        through(&mut receiver, &mut state, 3, 15);
+        assert_eq!((state.trusted_until, state.trusted_node), (time(15), Some(NodeId(3))));
     }
 
     #[test]

@@ -38,8 +38,9 @@ pub struct ReceiverState {
     pub durable: Sequence,
     /// What the replica cannot hold.
     pub lacks: Lacks,
-    /// What `trusted_until` becomes when nothing is missing any more.
-    pub(super) trusted_next: Option<Timestamp>,
+    /// What `trusted_until` and `trusted_node` become when nothing is missing any more, which may
+    /// be when another node is followed.
+    pub(super) trusted_next: Option<(Timestamp, Option<NodeId>)>,
     /// Subtrees that are missing or wrong here.
     pub(super) needs: Vec<Need>,
     pub(super) need_next: u64,

@@ -125,6 +125,8 @@ pub struct Sender {
     reached: Sequence,
     /// The same of the relay's tree from which is read, if it can be said.
     relay_reached: Option<Sequence>,
+    /// The last change of content that was left to a walk, which comes by later.
+    left_to_walks: Sequence,
     /// Whether marks are those that the journal has, and not each place of it.
     is_relay: bool,
     /// The journal's marks that were taken up and not sent, with their places.
@@ -165,6 +167,7 @@ impl Sender {
             mark_sent: None,
             reached: Sequence(0),
             relay_reached: None,
+            left_to_walks: Sequence(0),
             is_relay: false,
             marks: VecDeque::new(),
             answers: VecDeque::new(),
@@ -303,6 +306,9 @@ impl Sender {
                 continue;
             };
             if self.walks.iter().any(|(_, walk)| walk.need.is_none() && walk.will_visit(&path)) {
+                if what.covers(What::COMPARE) {
+                    self.left_to_walks = record.sequence;
+                }
                 continue;
             }
             return Some(Job { path, what, origin: Origin::Journal(record) });

@@ -65,11 +65,13 @@ impl Sender {
         // Whether what was read of it is from before the record or after it, only a time of
         // change tells, and that only if it was in the past already.
         let is_same = (transfer.identity, transfer.ctime) == (look.identity, Some(look.ctime));
-        if matches!(job.origin, Origin::Journal(_))
-            && job.what.covers(What::COMPARE)
-            && transfer.begun
-            && !is_same
-        {
+        let may_be_newer = match job.origin {
+            Origin::Journal(_) => job.what.covers(What::COMPARE),
+            // It comes for records that were left to it as well.
+            Origin::Walk(_) => self.left_to_walks > transfer.head,
+            Origin::Again(_) | Origin::Commit(_) => false,
+        };
+        if may_be_newer && transfer.begun && !is_same {
             transfer.again = true;
         }
         Self::wait_for(transfer, &mut self.walks, job);
