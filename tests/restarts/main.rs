@@ -405,6 +405,19 @@ fn a_mount_that_covers_a_known_directory_is_held() {
     drop(bind);
     std::thread::sleep(Duration::from_millis(1100));
     world.converge();
+    // Who says so has it mirrored, also what is not there for it any more.
+    world.stop();
+    let _bind = common::machine::Bind::new(&mount.path, &world.src.join("covered")).unwrap();
+    world.accept_root = true;
+    world.start();
+    world.converge();
+    assert!(world.dst.join("covered/foreign").exists());
+    assert!(!world.dst.join("covered/deep").exists());
+    // From then on it is known as what is there.
+    world.stop();
+    world.accept_root = false;
+    world.start();
+    world.converge();
 }
 
 /// A directory whose inode number was given to another one is not that one.

@@ -102,6 +102,9 @@ impl Source<Watch> {
         let mut resumed = watch()?;
         let reason = match restart::go_on(&mut resumed, &journal, &identity, &options.state_dir) {
             Ok(Continued { replay, untold, again }) => {
+                if options.accept_root {
+                    resumed.accept_mounts();
+                }
                 let node = identity.node;
                 let mut source = Source::resume(path, resumed, journal, reader, node, replay);
                 untold.iter().for_each(|path| Feed::mark(&mut source.feed, path));
