@@ -94,7 +94,7 @@ pub struct SourceArgs {
     /// Looks this often for changes that the kernel does not report (long-lived mmaps).
     #[arg(long, value_name = "TIME", default_value = "1h", value_parser = positive_duration)]
     pub rescan_interval: Duration,
-    /// Takes ROOT as the tree although it is not the directory or file system it was before.
+    /// Takes ROOT, or what is mounted in it, as the tree although it is not what it was before.
     #[arg(long)]
     pub accept_root: bool,
     /// What it may send in the clear.

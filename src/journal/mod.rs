@@ -146,6 +146,19 @@ impl Journal {
         Ok(journal)
     }
 
+    /// Leaves `count` numbers out, which whoever was told of them then cannot go on from: as those
+    /// that may have been lost in a crash.
+    ///
+    /// A journal that was put back from a copy gives numbers again that it gave before. If a
+    /// random count is left out at each start, those of before are most likely among them.
+    pub fn skip(&mut self, count: u64) {
+        assert!(self.chunks.is_empty());
+        if self.current.is_some() {
+            self.next = Sequence(self.next.0.saturating_add(count));
+            self.gap = true;
+        }
+    }
+
     /// Returns the directory that it is in.
     pub fn path(&self) -> &Path {
         self.directory.path()

@@ -150,8 +150,9 @@ impl<F: SourceFeed> Source<F> {
     }
 }
 
-/// Takes the position out of a hello if it is among records that were lost with an unclean end:
-/// nobody knows any more what the downstream has.
+/// Takes the position out of a hello if it is among numbers that this journal never gave: it lost
+/// the records with an unclean end, or was put back from a copy that is older than they are.
+/// Nobody knows any more what the downstream has.
 pub(super) fn forget_lost_position(hello: &mut DownstreamHello, journal: &Journal) {
     if let Some(marks) = hello.watermarks
         && marks.moved >= journal.floor()
@@ -159,8 +160,8 @@ pub(super) fn forget_lost_position(hello: &mut DownstreamHello, journal: &Journa
         && journal.cursor(marks.moved).is_none()
     {
         tracing::warn!(
-            "{}: its last records were lost when the source last ended; a downstream that had some \
-             of them compares its tree",
+            "{}: its last records were lost when the source last ended, or it was put back from an \
+             older copy; a downstream that had some of them compares its tree",
             journal.path().display()
         );
         hello.watermarks = None;

@@ -30,7 +30,8 @@ impl Watch {
         if let Some(path) = self.nodes.path(id) {
             tracing::error!(
                 "{path}: a file system was mounted or unmounted here; it is held as it was \
-                 downstream until that is undone (or restart the source to mirror what is there)"
+                 downstream until that is undone (or restart the source with --accept-root to \
+                 mirror what is there)"
             );
         }
     }

@@ -158,6 +158,7 @@ impl Watch {
                 && let Some(known) = self.nodes.get(covered)
                 && known.identity.device != met.identity.device
                 && known.identity.device != STRANGE
+                && !restart.as_ref().is_some_and(|restart| restart.accepts_mounts)
             {
                 self.hold_below(covered);
                 continue;

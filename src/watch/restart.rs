@@ -47,6 +47,8 @@ pub(super) struct Restart {
     gave_up: bool,
     plan: Option<Plan>,
     renames: usize,
+    /// Whether a file system that covers a known directory is what is mirrored from now on.
+    pub accepts_mounts: bool,
 }
 
 /// Where a file was.
@@ -209,6 +211,14 @@ impl Watch {
         self.journals = true;
         self.recovery = Some(Recovery::new(self.clock, 1));
         Ok(())
+    }
+
+    /// Takes file systems that were mounted over known directories for what is mirrored there, as
+    /// the user says that they are; without, what they cover is held.
+    pub fn accept_mounts(&mut self) {
+        if let Some(restart) = &mut self.restart {
+            restart.accepts_mounts = true;
+        }
     }
 
     /// Returns a device number for a file system of the catalog, which has another one at each

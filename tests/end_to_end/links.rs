@@ -1,10 +1,11 @@
 //! Hard links: they stay linked, and what is written through one is seen under all.
 
 use std::fs;
+use std::os::unix::fs::{MetadataExt as _, symlink};
 use std::path::Path;
 
 use crate::common::operations::truncate_by_path;
-use crate::common::pair::inode;
+use crate::common::pair::{Pair, inode};
 use crate::{live, write};
 
 #[test]
@@ -34,6 +35,54 @@ fn hard_links_stay_linked() {
     fs::rename(pair.src.join("d"), pair.src.join("e")).unwrap();
     fs::hard_link(pair.src.join("e/g"), pair.src.join("again")).unwrap();
     pair.converge();
+}
+
+/// What costs nothing to make anew must stay linked all the same, and part from what is another
+/// one by now.
+#[test]
+fn names_of_what_is_no_file_stay_linked_and_come_apart() {
+    let makes: [fn(&Path); 2] = [
+        |at| symlink("target", at).unwrap(),
+        |at| {
+            let mode = rustix::fs::Mode::from_raw_mode(0o644);
+            let kind = rustix::fs::FileType::Fifo;
+            rustix::fs::mknodat(rustix::fs::CWD, at, kind, mode, 0).unwrap();
+        },
+    ];
+    for make in makes {
+        let pair = live(|src| {
+            make(&src.join("a"));
+            fs::hard_link(src.join("a"), src.join("b")).unwrap();
+            fs::hard_link(src.join("a"), src.join("c")).unwrap();
+        });
+        let names = |pair: &Pair| {
+            ["a", "b", "c", "d", "e"].map(|name| {
+                fs::symlink_metadata(pair.dst.join(name))
+                    .map_or((0, 0), |it| (it.ino(), it.nlink()))
+            })
+        };
+        for name in ["d", "e"] {
+            fs::hard_link(pair.src.join("a"), pair.src.join(name)).unwrap();
+            pair.converge();
+        }
+        assert_eq!(names(&pair), [(names(&pair)[0].0, 5); 5]);
+        // One goes alone, by its name and by a rename; then two of the others go together.
+        for way in 0..2 {
+            fs::remove_file(pair.src.join("e")).unwrap();
+            make(&pair.src.join(["e", "temporary"][way]));
+            if way == 1 {
+                fs::rename(pair.src.join("temporary"), pair.src.join("e")).unwrap();
+            }
+            pair.converge();
+            assert_eq!(names(&pair).map(|(_, links)| links), [4, 4, 4, 4, 1]);
+        }
+        fs::remove_file(pair.src.join("c")).unwrap();
+        fs::remove_file(pair.src.join("d")).unwrap();
+        make(&pair.src.join("c"));
+        fs::hard_link(pair.src.join("c"), pair.src.join("d")).unwrap();
+        pair.converge();
+        assert_eq!(names(&pair).map(|(_, links)| links), [2, 2, 2, 2, 1]);
+    }
 }
 
 /// More at once than one batch takes, so that the sender lags; and as many files that each have

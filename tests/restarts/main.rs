@@ -310,6 +310,40 @@ fn an_older_copy_of_the_catalog_is_gone_on_from() {
 }
 
 #[test]
+fn a_whole_state_put_back_from_an_older_copy_gives_no_number_twice() {
+    let mut world = equal(|src| fs::write(src.join("kept"), "1").unwrap());
+    world.wait_for_catalog();
+    world.stop();
+    let (state, copy) = (world.state(), world.directory.path().join("copy"));
+    run_cp(&state, &copy);
+    // Numbers are given that the copy knows nothing of …
+    world.start();
+    for name in ["h", "k"] {
+        fs::write(world.src.join(name), name).unwrap();
+    }
+    world.converge();
+    world.stop();
+    for name in ["h", "k"] {
+        fs::remove_file(world.src.join(name)).unwrap();
+    }
+    // … which then counts on until it is beyond them.
+    fs::remove_dir_all(&state).unwrap();
+    run_cp(&copy, &state);
+    world.start();
+    for round in 0..20 {
+        fs::write(world.src.join("kept"), format!("{round}")).unwrap();
+        world.turn();
+    }
+    world.connect();
+    world.converge();
+}
+
+fn run_cp(from: &std::path::Path, to: &std::path::Path) {
+    let status = std::process::Command::new("cp").arg("-a").arg(from).arg(to).status();
+    assert!(status.unwrap().success());
+}
+
+#[test]
 fn another_version_of_the_catalog_stops_the_source() {
     let mut world = equal(|src| fs::write(src.join("f"), "f").unwrap());
     world.stop();
@@ -404,6 +438,19 @@ fn a_mount_that_covers_a_known_directory_is_held() {
     assert!(!world.dst.join("covered/foreign").exists());
     drop(bind);
     std::thread::sleep(Duration::from_millis(1100));
+    world.converge();
+    // Who says so has it mirrored, also what is not there for it any more.
+    world.stop();
+    let _bind = common::machine::Bind::new(&mount.path, &world.src.join("covered")).unwrap();
+    world.accept_root = true;
+    world.start();
+    world.converge();
+    assert!(world.dst.join("covered/foreign").exists());
+    assert!(!world.dst.join("covered/deep").exists());
+    // From then on it is known as what is there.
+    world.stop();
+    world.accept_root = false;
+    world.start();
     world.converge();
 }
 

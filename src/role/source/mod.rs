@@ -19,6 +19,7 @@ use super::replay::Replay;
 use super::restart::{self, Again, Continued, Obstacle};
 use super::{Feed, FeedEvent, LinkId, RoleError, SourceFeed};
 use crate::journal::{FileError, Journal};
+use crate::model::limits::SEQUENCES_SKIPPED_MAX;
 use crate::model::{
     Change, Epoch, EpochId, Mark, Marks, NodeId, Position, RenameIndex, TreePath, What,
 };
@@ -86,7 +87,7 @@ impl Source<Watch> {
             super::identity::lock(&root, path)?;
         }
         let mut identity = SourceIdentity::load(&options.state_dir, &root, options.accept_root)?;
-        let journal = Journal::open(&options.state_dir.join("journal"), options.journal_bytes)
+        let mut journal = Journal::open(&options.state_dir.join("journal"), options.journal_bytes)
             .map_err(|error| RoleError(format!("the journal cannot be used: {error}")))?;
         identity.agree(&options.state_dir, journal.known_at_open())?;
         let watch = || {
@@ -102,7 +103,11 @@ impl Source<Watch> {
         let mut resumed = watch()?;
         let reason = match restart::go_on(&mut resumed, &journal, &identity, &options.state_dir) {
             Ok(Continued { replay, untold, again }) => {
+                if options.accept_root {
+                    resumed.accept_mounts();
+                }
                 let node = identity.node;
+                journal.skip(1 + identity.epoch.random % SEQUENCES_SKIPPED_MAX);
                 let mut source = Source::resume(path, resumed, journal, reader, node, replay);
                 untold.iter().for_each(|path| Feed::mark(&mut source.feed, path));
                 source.again = again;

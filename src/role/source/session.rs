@@ -56,6 +56,10 @@ impl Session {
     }
 }
 
+/// Seconds after which a downstream does not wait any more for what the origin, which is heard of,
+/// does not have: several heartbeats.
+const AHEAD_S_MAX: i64 = 10;
+
 /// Whom something is read for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Target {
@@ -74,8 +78,8 @@ pub(in crate::role) struct Downstream {
     pub(super) ride: Option<Ride>,
     /// A hello that waits for the first scan, or until a relay is as far as its downstream.
     pub(super) hello: Option<DownstreamHello>,
-    /// Whether it was said that it waits.
-    pub(super) waits: bool,
+    /// The origin's clock when it was said that it waits.
+    pub(super) waits_since: Option<Timestamp>,
     pub(super) heartbeat_at: Instant,
     /// Why the connection is to be closed.
     pub(super) refusal: Option<Refusal>,
@@ -90,15 +94,34 @@ impl<F: SourceFeed> Source<F> {
         now: Instant,
     ) -> Result<(), LinkError> {
         let Some(downstream) = self.downstreams.get_mut(&link) else { return Ok(()) };
-        let Some(hello) = &downstream.hello else { return Ok(()) };
+        let Some(hello) = &mut downstream.hello else { return Ok(()) };
         if state.must_wait_for(hello) {
-            if !std::mem::replace(&mut downstream.waits, true) {
+            let (head, clock) = state.origin();
+            let position = hello.watermarks.map(|marks| marks.applied.max(marks.moved));
+            let since = *downstream.waits_since.get_or_insert_with(|| {
                 tracing::info!(
-                    "{}: a downstream is ahead; it waits until the same is applied here",
-                    self.path.display()
+                    "{}: a downstream is ahead, at {}; it waits until the same is applied here",
+                    self.path.display(),
+                    position.unwrap_or_default()
                 );
+                clock
+            });
+            // By its clock the origin was heard of lately: it has never got as far.
+            let is_lost = position.is_some_and(|position| position > head)
+                && clock.earlier_by_seconds(AHEAD_S_MAX) >= since;
+            if !is_lost {
+                return Ok(());
             }
-            return Ok(());
+            tracing::warn!(
+                "{}: a downstream is at {}, where its source has never been, which is at {head}: \
+                 that was put back from an older copy; the downstream compares its tree",
+                self.path.display(),
+                position.unwrap_or_default()
+            );
+            hello.watermarks = None;
+            if state.must_wait_for(hello) {
+                return Ok(());
+            }
         }
         if let (Some(relayed), Some(marks)) = (&mut state.relayed, hello.watermarks) {
             relayed.after = self.marks.cursor(marks.applied);
@@ -229,7 +252,7 @@ impl Downstream {
             told: None,
             ride: None,
             hello: None,
-            waits: false,
+            waits_since: None,
             heartbeat_at: now + Duration::from_millis(HEARTBEAT_MS),
             refusal: None,
         }

@@ -402,7 +402,17 @@ impl Sender {
             }
         }
         let Kind::Regular { size } = look.entry.kind else {
-            return Travel::As(Content::Keep, links);
+            let is_all =
+                self.links_max(job, look.identity) == usize::MAX && links.len() == look.links.len();
+            let content = match job.origin {
+                // It may have been another one until now, of which names are left downstream.
+                _ if is_all => Content::Compare { digest: None },
+                Origin::Walk(_) => Content::Keep,
+                _ if links.is_empty() => Content::Keep,
+                // Made anew, it would take this one name from the others.
+                _ => Content::Linked,
+            };
+            return Travel::As(content, links);
         };
         if !job.what.covers(What::CONTENT) {
             if job.what.covers(What::COMPARE) && size <= DIGEST_BYTES_MAX {

@@ -2,7 +2,7 @@
 
 use std::os::fd::AsFd;
 
-use rustix::fs::AtFlags;
+use rustix::fs::{AtFlags, Statx};
 
 use super::Replica;
 use super::error::{ApplyError, At};
@@ -59,6 +59,27 @@ impl Replica {
             self.link(&parent, name, &there, link_name).at(link, "link")?;
         }
         Ok(())
+    }
+
+    /// Returns whether the file at `path`, whose status is `stat`, has more names than this and
+    /// `links`: then it was united with a file that is another one upstream.
+    pub(super) fn has_other_names(
+        &mut self,
+        path: &TreePath,
+        stat: &Statx,
+        links: &[TreePath],
+    ) -> Result<bool, ApplyError> {
+        if stat.stx_nlink == 1 {
+            return Ok(false);
+        }
+        let mut known = 1;
+        for link in links.iter().filter(|link| *link != path) {
+            let Some(there) = self.parent_if_present(link)? else { continue };
+            let found = stat_if_present(&there, link.name().unwrap_or_default());
+            let found = found.at(link, "look at")?.map(|found| identity_of(&found));
+            known += u32::from(found == Some(identity_of(stat)));
+        }
+        Ok(stat.stx_nlink > known)
     }
 
     /// Makes `path` another name of `first`.

@@ -320,7 +320,7 @@ impl Replica {
                     (Kind::Regular { .. }, Content::Staged { stage, digest }) => {
                         self.put_staged(path, entry, (*stage, *digest), links, mtime)
                     }
-                    (_, _) => self.put_special(path, entry, links, mtime),
+                    (_, _) => self.put_special(path, entry, content, links, mtime),
                 }
             }
             Item::Absent { path, parent_mtime } => self.absent(path, *parent_mtime),

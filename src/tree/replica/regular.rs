@@ -68,7 +68,7 @@ impl Replica {
         parent_mtime: Option<Timestamp>,
     ) -> Result<(), ApplyError> {
         let mtime = entry.metadata.mtime;
-        self.fix_if(path, entry, links, parent_mtime, |_, _, stat| {
+        self.fix_if(path, entry, links, parent_mtime, |_, _, _, stat| {
             Ok(if timestamp(stat.stx_mtime) == mtime { Here::Current } else { Here::Unknown })
         })
     }
@@ -81,7 +81,7 @@ impl Replica {
         entry: &Entry,
         links: &[TreePath],
         parent_mtime: Option<Timestamp>,
-        is_current: impl FnOnce(&Parent, &[u8], &Statx) -> io::Result<Here>,
+        is_current: impl FnOnce(&mut Self, &Parent, &[u8], &Statx) -> Result<Here, ApplyError>,
     ) -> Result<(), ApplyError> {
         let Kind::Regular { size } = entry.kind else { return Ok(()) };
         let parent = self.parent(path)?;
@@ -94,7 +94,7 @@ impl Replica {
             Some(handle) => {
                 let stat = stat_fd(&handle).at(path, "look at")?;
                 let here = if file_type(&stat).is_file() && stat.stx_size == size {
-                    is_current(&parent, name, &stat).at(path, "read")?
+                    is_current(self, &parent, name, &stat)?
                 } else {
                     Here::Other
                 };
@@ -126,13 +126,14 @@ impl Replica {
         digest: Option<[u8; 32]>,
     ) -> Result<(), ApplyError> {
         let mtime = entry.metadata.mtime;
-        let single = links.is_empty();
-        self.fix_if(path, entry, links, parent_mtime, |parent, name, stat| {
+        self.fix_if(path, entry, links, parent_mtime, |replica, parent, name, stat| {
             // A file with names that the source's does not have must be parted from them.
-            let is_current = !(single && stat.stx_nlink != 1)
+            let is_current = !replica.has_other_names(path, stat, links)?
                 && match digest {
                     None => timestamp(stat.stx_mtime) == mtime,
-                    Some(digest) => digest_of(parent, name, stat.stx_size)? == digest,
+                    Some(digest) => {
+                        digest_of(parent, name, stat.stx_size).at(path, "read")? == digest
+                    }
                 };
             Ok(if is_current { Here::Current } else { Here::Other })
         })

@@ -14,13 +14,16 @@ use super::place::handle_at;
 use crate::model::{Entry, Kind, Timestamp, TreePath};
 use crate::tree::metadata::{self, Later, Made, entry_kind};
 use crate::tree::root::stat_fd;
+use crate::wire::Content;
 
 impl Replica {
-    /// Makes `path` what `entry` says, which is neither a regular file nor a directory.
+    /// Makes `path` what `entry` says, which is neither a regular file nor a directory. If it is
+    /// compared, `links` are all other names that it has; else they may be some of them.
     pub(super) fn put_special(
         &mut self,
         path: &TreePath,
         entry: &Entry,
+        content: &Content,
         links: &[TreePath],
         parent_mtime: Option<Timestamp>,
     ) -> Result<(), ApplyError> {
@@ -44,7 +47,12 @@ impl Replica {
         if let Some(handle) = open_handle(&parent, name).at(path, "open")? {
             let stat = stat_fd(&handle).at(path, "look at")?;
             let target = || Ok(rustix::fs::readlinkat(&handle, "", [])?.into_bytes());
-            if entry_kind(&stat, target).at(path, "look at")? == entry.kind {
+            // One that has names which it does not have upstream is made anew, apart from them.
+            let is_apart = |replica: &mut Self| match content {
+                Content::Compare { .. } => Ok(!replica.has_other_names(path, &stat, links)?),
+                _ => Ok(stat.stx_nlink == 1 || !links.is_empty()),
+            };
+            if entry_kind(&stat, target).at(path, "look at")? == entry.kind && is_apart(self)? {
                 if parent_mtime.is_some() {
                     self.touch(&parent, parent_mtime).at(path, "keep the time above")?;
                 }

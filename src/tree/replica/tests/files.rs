@@ -102,6 +102,28 @@ fn compare_needs_what_differs_in_time_digest_or_links() {
 }
 
 #[test]
+fn compare_needs_a_file_that_has_more_names_here_than_upstream() {
+    let mut fixture = Fixture::new();
+    let group = state_of(path("a"), regular(3), Content::Inline { length: 3 }, &["b", "c", "d"]);
+    fixture.done(group, b"abc");
+    let compare = |at: &str, links: &[&str]| {
+        state_of(path(at), regular(3), Content::Compare { digest: None }, links)
+    };
+    fixture.done(compare("a", &["b", "c", "d"]), b"");
+    // Two files by now, of the same content and time.
+    assert_eq!(fixture.apply(compare("a", &["b"]), b""), [(path("a"), true)]);
+    let half = state_of(path("a"), regular(3), Content::Inline { length: 3 }, &["b"]);
+    fixture.done(half, b"abc");
+    fixture.done(compare("a", &["b"]), b"");
+    fixture.done(compare("c", &["d"]), b"");
+    assert_eq!(fixture.stat("a").ino(), fixture.stat("b").ino());
+    assert_ne!(fixture.stat("a").ino(), fixture.stat("c").ino());
+    // A name that is not here yet is made, and says nothing against the others.
+    fixture.done(compare("c", &["d", "e"]), b"");
+    assert_eq!(fixture.stat("e").ino(), fixture.stat("c").ino());
+}
+
+#[test]
 fn acls_and_attributes_are_set_changed_and_removed() {
     let mut fixture = Fixture::new();
     let mut entry = regular(1);

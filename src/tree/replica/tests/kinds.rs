@@ -83,6 +83,34 @@ fn equal_special_entries_keep_their_inode_and_get_attributes() {
 }
 
 #[test]
+fn special_entries_are_parted_from_names_that_they_do_not_have_upstream() {
+    let mut fixture = Fixture::new();
+    for (entry, _) in entries().split_off(2) {
+        let state = |at: &str, content: Content, links: &[&str]| {
+            state_of(path(at), entry.clone(), content, links)
+        };
+        let compare = Content::Compare { digest: None };
+        fixture.done(state("a", Content::Keep, &["b", "c", "d"]), b"");
+        let inode = fixture.stat("a").ino();
+        // Not all names need be told with attributes alone.
+        fixture.done(state("a", Content::Keep, &["b"]), b"");
+        fixture.done(state("a", compare, &["b", "c", "d"]), b"");
+        assert_eq!((fixture.stat("a").ino(), fixture.stat("a").nlink()), (inode, 4));
+        // One that has no other names is another one.
+        fixture.done(state("d", Content::Keep, &[]), b"");
+        assert_eq!((fixture.stat("d").nlink(), fixture.stat("a").nlink()), (1, 3));
+        // So are two of all three.
+        fixture.done(state("b", compare, &["c"]), b"");
+        assert_eq!(fixture.stat("b").ino(), fixture.stat("c").ino());
+        assert_eq!((fixture.stat("a").ino(), fixture.stat("a").nlink()), (inode, 1));
+        for name in ["a", "b", "c", "d"] {
+            assert_eq!(observed(&fixture, name), entry);
+            fixture.done(absent(name), b"");
+        }
+    }
+}
+
+#[test]
 fn special_entries_are_made_in_place_in_a_staged_directory() {
     let mut fixture = Fixture::new();
     fixture.directory("d");
