@@ -105,7 +105,7 @@ pub enum KeyError {
     },
     /// Others may have read it.
     #[error(
-        "the key {} can be read by others (mode {mode:o}); if nobody has, chmod 600 it, else remove \
+        "the key {} can be read by others (mode {mode:04o}); if nobody has, chmod 600 it, else remove \
          it and tell your peers the new one", path.display()
     )]
     Open {

@@ -38,7 +38,7 @@ pub enum PeersError {
     },
     /// Others can let in whom they like.
     #[error(
-        "{} can be written by others (mode {mode:o}), who could let in anybody; chmod 600 it",
+        "{} can be written by others (mode {mode:04o}), who could let in anybody; chmod 600 it",
         path.display()
     )]
     Open {
