@@ -19,6 +19,7 @@
 //! | [`journal`] | the records on disk: segments, recovery, cursors; the catalog, a listing of the tree |
 //! | [`session`] | sender and receiver: pure state machines of the protocol |
 //! | [`role`] | source, sink and relay: sessions put together with trees and journals |
+//! | [`transport`] | who is at the other end: keys, peers, TLS over any stream |
 //! | [`event_loop`] | the only place that knows sockets, timers and signals |
 //! | [`cli`] | the command line |
 //!
