@@ -17,9 +17,6 @@
 //! | names of hard links at the relay | 3, 12, 22 and `names_of_one_file_stay_so_…` |
 //! | states are read only after a flush | 47, 55, 89 |
 //!
-//! Seed 6035 may still need a rescan: a file's names part where a walk of the whole tree and records
-//! of renames overlap, at a source as at a relay.
-//!
 //! `MIRROR_SEED=N` replays one seed, `MIRROR_SEEDS=N` sets how many are run.
 
 mod common;
