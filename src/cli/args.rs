@@ -213,7 +213,7 @@ pub struct KeyArgs {
 /// What all have that serve others.
 #[derive(Debug, clap::Args)]
 pub struct ServeArgs {
-    /// Accepts sinks at this address, [tls://]HOST[:PORT], tcp://HOST:PORT or unix:/PATH; may be
+    /// Accepts sinks at this address, tls://HOST:PORT, tcp://HOST:PORT or unix:/PATH; may be
     /// given many times.
     #[arg(long, value_name = "URL", default_value = "tls://[::]:6477")]
     pub listen: Vec<Url>,
@@ -233,7 +233,7 @@ pub struct UpstreamArgs {
     /// given many times [default: what known_upstreams in the state directory says]
     #[arg(long, value_name = "KEY")]
     pub upstream_key: Vec<PublicKey>,
-    /// Where the source, or a relay, is: [tls://]HOST[:PORT], tcp://HOST:PORT or unix:/PATH.
+    /// Where the source, or a relay, is: HOST (by TLS), tls://HOST:PORT, tcp://HOST:PORT or unix:/PATH.
     #[arg(value_name = "UPSTREAM")]
     pub url: Url,
 }
