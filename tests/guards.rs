@@ -168,13 +168,6 @@ fn usage_errors_are_exit_2() {
         let (code, said) = refused(args, &log);
         assert_eq!(code, Some(2), "{said}");
     }
-    // Until TLS is built, leaving --listen out is a usage error.
-    let root = scratch.path().join("root");
-    fs::create_dir(&root).unwrap();
-    let state = scratch.path().join("state");
-    let args = vec!["source".into(), root.into(), "--state-dir".into(), state.into()];
-    let (code, said) = refused(args, &log);
-    assert_eq!(code, Some(2), "{said}");
 }
 
 #[test]
