@@ -21,8 +21,8 @@ pub(super) struct Continued {
     pub again: Option<Again>,
 }
 
-/// Records that are told again: the end was not a clean one, after which the tree may have gone
-/// back to what it was before them.
+/// Records that are told again: the catalog does not have what they name, or the end was not a clean
+/// one, after which the tree may have gone back to what it was before them.
 #[derive(Debug)]
 pub(super) struct Again {
     pub cursor: Cursor,
@@ -95,7 +95,9 @@ pub(super) fn go_on(
     let translate = |path| replay.renames.translate(path, summary.table_position);
     let untold = summary.untold.iter().map(translate).collect();
     let mut again = None;
-    if summary.table_position < journal.head() {
+    // A listing may be older than the table: what came to be after it, and went while nobody
+    // watched, is missed by nothing but its record.
+    if summary.position < journal.head() {
         let (cursor, through) = (cursor(summary.position)?, journal.head());
         let fallback = Position { tree, epoch: identity.epoch, sequence: Sequence(0) };
         again = Some(Again { cursor, through, fallback });
