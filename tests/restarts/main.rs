@@ -338,6 +338,31 @@ fn a_whole_state_put_back_from_an_older_copy_gives_no_number_twice() {
     world.converge();
 }
 
+/// What came to be while the catalog was written, and went while nobody watched, is missed by its
+/// listings: the records of that time tell of it.
+#[test]
+fn what_came_between_two_parts_of_a_catalog_and_went_is_removed() {
+    for changes in 1..=16 {
+        let mut world = Restarts::new();
+        fill(&world.src);
+        world.start();
+        world.connect();
+        let names: Vec<String> = (0..changes).map(|number| format!("new-{number}")).collect();
+        for name in &names {
+            fs::write(world.src.join(name), name).unwrap();
+            world.turn();
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        world.converge();
+        world.wait_for_catalog();
+        world.kill();
+        names.iter().for_each(|name| fs::remove_file(world.src.join(name)).unwrap());
+        world.start();
+        world.connect();
+        world.converge();
+    }
+}
+
 fn run_cp(from: &std::path::Path, to: &std::path::Path) {
     let status = std::process::Command::new("cp").arg("-a").arg(from).arg(to).status();
     assert!(status.unwrap().success());
