@@ -49,7 +49,8 @@ fn rooms_use_only_what_they_are_built_on() {
         ("journal", &["model", "wire"]),
         ("session", &["model", "wire"]),
         ("role", &["model", "wire", "tree", "watch", "journal", "session"]),
-        ("event_loop", &["model", "wire", "role"]),
+        ("transport", &["wire"]),
+        ("event_loop", &["model", "wire", "role", "transport"]),
         // `cli` may use all.
     ];
     // What is against the table as it stands; nothing may be added.

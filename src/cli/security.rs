@@ -7,10 +7,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::event_loop::TlsConfigs;
 use crate::model::limits::HANDSHAKE_MS_MAX;
 use crate::role::RoleError;
 use crate::transport::tls::{NotAdmitted, TlsError};
-use crate::transport::{Authorized, KnownUpstreams, NodeKey, PublicKey, TlsConfig, TlsConfigs};
+use crate::transport::{Authorized, KnownUpstreams, NodeKey, PublicKey, TlsConfig};
 use crate::wire::Url;
 use crate::wire::url::HostPort;
 

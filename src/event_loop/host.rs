@@ -1,5 +1,7 @@
 //! One role with its listeners, its connections and its way to its upstream.
 
+mod handshake;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 use std::net::SocketAddr;
@@ -12,16 +14,15 @@ use mio::{Interest, Token};
 use super::dial::{self, Attempt, Begun, Dial};
 use super::limits::{
     ACCEPT_PAUSE, ACCEPTS_TURN_MAX, FRAMES_TURN_MAX, GIVE_WAY_TURN_MAX, READ_TURN_BYTES_MAX,
-    TURNED_AWAY_MAX,
 };
 use super::link::Link;
 use super::listener::Listener;
 use super::stream::Stream;
 use super::switchboard::{Crowd, Slot, Switchboard};
-use super::{RoleId, Upstream};
+use super::{RoleId, TlsConfigs, Upstream};
 use crate::role::{LinkError, LinkId, Peer, Received, Role, RoleError};
-use crate::transport::tls::{NotAdmitted, TlsError};
-use crate::transport::{KnownUpstreams, PublicKey, TlsConfigs};
+use crate::transport::PublicKey;
+use crate::transport::tls::TlsError;
 use crate::wire::{Refusal, Url};
 
 /// A role and all that belongs to it; nothing of one host is shared with another.
@@ -89,22 +90,6 @@ impl Host {
             is_crowded: false,
             has_more: false,
         })
-    }
-
-    /// Shows and judges keys by `tls` from now on. Whoever is connected and is not let in any more
-    /// is turned out.
-    pub(super) fn secure(&mut self, tls: TlsConfigs, switchboard: &mut Switchboard) {
-        self.tls = tls;
-        self.turned_away.clear();
-        let is_out = |link: &Link| {
-            let config = self.tls.of(link.peer);
-            link.key.is_some_and(|key| config.is_none_or(|config| !config.admits(&key)))
-        };
-        let out: Vec<LinkId> =
-            self.links.iter().filter(|(_, link)| is_out(link)).map(|(id, _)| *id).collect();
-        for id in out {
-            self.close(id, "its key is not let in any more", switchboard);
-        }
     }
 
     /// Accepts connections from `listener` from now on.
@@ -401,92 +386,6 @@ impl Host {
         self.is_touched = true;
         if is_open {
             self.role.handle_connected(id, peer, now);
-        }
-    }
-
-    /// Goes on with a handshake, after which the role knows of the link.
-    fn shake_hands(
-        &mut self,
-        id: LinkId,
-        switchboard: &mut Switchboard,
-    ) -> Result<bool, RoleError> {
-        let Some(link) = self.links.get_mut(&id) else { return Ok(false) };
-        match link.shake_hands() {
-            Ok(false) => Ok(false),
-            Ok(true) => {
-                let peer = link.peer;
-                let key = link.key.map(|key| key.fingerprint()).unwrap_or_default();
-                tracing::debug!(link = id.0, "{}: {} has the key {key}", self.name, link.name);
-                self.role.handle_connected(id, peer, Instant::now());
-                Ok(true)
-            }
-            Err(error) => self.handshake_failed(id, &error, switchboard).map(|()| false),
-        }
-    }
-
-    /// Gives up a connection whose ends did not come to know each other. Fails if it was to an
-    /// upstream that never was another.
-    fn handshake_failed(
-        &mut self,
-        id: LinkId,
-        error: &io::Error,
-        switchboard: &mut Switchboard,
-    ) -> Result<(), RoleError> {
-        let Some(link) = self.links.remove(&id) else { return Ok(()) };
-        switchboard.release(Token(id.0 as usize));
-        if link.peer == Peer::Upstream {
-            let reason = self.upstream_failure(error);
-            if TlsError::of(error).is_some_and(TlsError::is_lasting) && !self.has_met_upstream {
-                return Err(RoleError(reason));
-            }
-            self.is_touched = true;
-            // What the role knows of was open: in TLS 1.3 a client learns late that it is rejected.
-            self.role.handle_closed(link.is_open().then_some(id), &reason, Instant::now());
-            return Ok(());
-        }
-        match TlsError::of(error) {
-            Some(TlsError::Unknown(NotAdmitted(key))) => self.say_turned_away(*key, &link.name),
-            _ => tracing::debug!(link = id.0, "{}: no handshake, {error}", self.name),
-        }
-        Ok(())
-    }
-
-    /// Says that a peer was not let in: once for each key, for it will try again and again.
-    fn say_turned_away(&mut self, key: PublicKey, name: &str) {
-        if self.turned_away.len() < TURNED_AWAY_MAX && self.turned_away.insert(key) {
-            tracing::warn!(
-                "{}: turned away {name}, whose key is not let in; if it should be, add this line \
-                 to authorized_peers, and send SIGHUP: {key}",
-                self.name,
-            );
-        } else {
-            tracing::debug!("{}: turned away {name}, {key}", self.name);
-        }
-    }
-
-    /// Returns what a person must know of a connection to the upstream that failed.
-    fn upstream_failure(&self, error: &io::Error) -> String {
-        let name = self.upstream_name();
-        match (TlsError::of(error), &self.upstream) {
-            (Some(TlsError::Unknown(NotAdmitted(key))), Some(Upstream::Url(Url::Tls(at)))) => {
-                format!(
-                    "{name}: nothing says that its key is {}; ask its owner what mirror key prints \
-                     there, and if it is the same, add this line to known_upstreams in the state \
-                     directory: {}",
-                    key.fingerprint(),
-                    KnownUpstreams::line(at, key)
-                )
-            }
-            (Some(TlsError::Rejected), _) => {
-                let own = self.tls.of(Peer::Upstream).map(|config| config.own().to_string());
-                format!(
-                    "{name}: it does not let this node in; have this line added to its \
-                     authorized_peers: {}",
-                    own.unwrap_or_default()
-                )
-            }
-            (Some(error), _) => format!("{name}: {error}"),
-            (None, _) => format!("cannot connect to {name}: {error}"),
         }
     }
 

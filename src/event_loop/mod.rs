@@ -35,7 +35,7 @@ use signal_hook::consts::signal::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook_mio::v1_0::Signals;
 
 use crate::role::{LinkId, Peer, Received, Role, RoleError};
-use crate::transport::TlsConfigs;
+use crate::transport::TlsConfig;
 use crate::wire::Url;
 use host::Host;
 use limits::{FAREWELL_TIME_MAX, PROGRESS_PAUSE};
@@ -58,6 +58,25 @@ pub enum Upstream {
     Url(Url),
     /// In the same loop, over a pair of sockets.
     Local(RoleId),
+}
+
+/// How a role shows who it is and judges who others are, on either side of it.
+#[derive(Debug, Clone, Default)]
+pub struct TlsConfigs {
+    /// For those who connect to it.
+    pub downstreams: Option<TlsConfig>,
+    /// For the one that it connects to.
+    pub upstream: Option<TlsConfig>,
+}
+
+impl TlsConfigs {
+    /// Returns what is for peers of this kind.
+    pub fn of(&self, peer: Peer) -> Option<&TlsConfig> {
+        match peer {
+            Peer::Upstream => self.upstream.as_ref(),
+            Peer::Downstream => self.downstreams.as_ref(),
+        }
+    }
 }
 
 /// Why the loop cannot start or has ended.

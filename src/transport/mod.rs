@@ -11,24 +11,3 @@ pub mod tls;
 pub use key::{KeyError, NodeKey, PublicKey};
 pub use peers::{Authorized, KnownUpstreams, PeersError};
 pub use tls::TlsConfig;
-
-use crate::role::Peer;
-
-/// How a role shows who it is and judges who others are, on either side of it.
-#[derive(Debug, Clone, Default)]
-pub struct TlsConfigs {
-    /// For those who connect to it.
-    pub downstreams: Option<TlsConfig>,
-    /// For the one that it connects to.
-    pub upstream: Option<TlsConfig>,
-}
-
-impl TlsConfigs {
-    /// Returns what is for peers of this kind.
-    pub fn of(&self, peer: Peer) -> Option<&TlsConfig> {
-        match peer {
-            Peer::Upstream => self.upstream.as_ref(),
-            Peer::Downstream => self.downstreams.as_ref(),
-        }
-    }
-}
